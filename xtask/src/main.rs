@@ -1,2 +1,79 @@
-//! Being written.
-fn main() {}
+//! `cargo xtask`: the one way to check, test and document the workspace. `.ci/run` calls `cargo xtask ci`.
+//!
+//! Read `ci.rs` for what must pass before a commit lands, then `step.rs` for each command line, then `tidy.rs` for the
+//! house rules that a program can check.
+
+#![expect(clippy::print_stdout, reason = "a command line tool: its output is its purpose")]
+
+mod child;
+mod ci;
+mod step;
+mod tidy;
+mod totals;
+mod venv;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::totals::Totals;
+use crate::workspace::Workspace;
+
+/// Developer commands of Bespoke. Everything needed besides cargo is installed into the user's cache on first use.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that must pass before a commit lands; stops at the first failure, ends with the wall times.
+    Ci,
+    /// The rules of STYLE.md that a program can check; reports every violation as `file:line: message`.
+    Tidy,
+    /// All Rust tests: nextest (plain `cargo test` where it is not installed), then the doctests.
+    Test,
+    /// The end-to-end tests: server and client over real sockets, then the Python client against the built server.
+    E2e,
+    /// The criterion benches, optimised; results are kept under `target/criterion`.
+    Bench {
+        /// Run only the benches whose name contains this text.
+        filter: Option<String>,
+    },
+    /// The API documentation, where a broken link is an error.
+    Docs,
+    /// Lint of the `.proto` files (buf).
+    Proto,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let workspace = Workspace::locate()?;
+    let mut totals = Totals::default();
+    let outcome = match args.command {
+        Command::Ci => ci::run(&workspace, &mut totals),
+        Command::Tidy => tidy::run(&workspace.root),
+        Command::Test => {
+            step::rust_tests(&workspace, &mut totals).and_then(|()| step::doctests(&workspace, &mut totals))
+        }
+        Command::E2e => {
+            step::e2e_tests(&workspace, &mut totals).and_then(|()| step::python_tests(&workspace, &mut totals))
+        }
+        Command::Bench { filter } => step::benches(&workspace, filter.as_deref()),
+        Command::Docs => step::docs(&workspace),
+        Command::Proto => step::proto_lint(&workspace),
+    };
+    // The error goes out first: the totals are the line that readers of a log look for at its end.
+    if let Err(error) = &outcome {
+        eprintln!("error: {error:#}");
+    }
+    if totals != Totals::default() {
+        println!("{totals}");
+    }
+    if outcome.is_err() {
+        std::process::exit(1);
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! An active request: from the moment the engine's thread takes it in until its terminal event.
+
+use std::time::Instant;
+
+use bespoke_domain::{
+    Choice, Delta, Event, FinishReason, Finished, Request, Started, Timings, TokenId, TokenLogprob, Usage,
+};
+
+use crate::{EngineError, error::Stage, outlet::Outlet, sequence::Sequence};
+
+/// What the caller's thread hands to the engine's thread.
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    /// Sent when the request is admitted.
+    pub(crate) started: Started,
+    pub(crate) prompt: Vec<TokenId>,
+    /// For a score: the first place of the continuation; nothing is generated then.
+    pub(crate) score_from: Option<usize>,
+    pub(crate) outlet: Outlet,
+    pub(crate) arrived: Instant,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// A request on the engine's thread.
+pub(crate) struct Active {
+    pub(crate) request: Request,
+    pub(crate) score_from: Option<usize>,
+    pub(crate) sequences: Vec<Sequence>,
+    pub(crate) parked: bool,
+    /// Taken when the request is admitted.
+    started: Option<Started>,
+    outlet: Outlet,
+    usage: Usage,
+    arrived: Instant,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    deadline: Option<Instant>,
+}
+
+impl Active {
+    pub(crate) fn new(job: Job, sequences: Vec<Sequence>) -> Self {
+        let usage = Usage { prompt_tokens: job.started.prompt_tokens, ..Usage::default() };
+        Self {
+            request: job.request,
+            score_from: job.score_from,
+            sequences,
+            parked: false,
+            started: Some(job.started),
+            outlet: job.outlet,
+            usage,
+            arrived: job.arrived,
+            admitted: None,
+            first_token: None,
+            deadline: job.deadline,
+        }
+    }
+
+    /// Whether no choice has left the queue.
+    pub(crate) fn waits(&self) -> bool {
+        self.admitted.is_none()
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.outlet.is_closed()
+    }
+
+    /// Whether the reader is so slow that the next step's events may not fit.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.outlet.is_full()
+    }
+
+    /// Whether every choice has ended.
+    pub(crate) fn is_done(&self) -> bool {
+        self.sequences.iter().all(|sequence| sequence.end.is_some())
+    }
+
+    /// Returns the stage whose deadline has come.
+    pub(crate) fn late(&self, now: Instant) -> Option<Stage> {
+        self.deadline.filter(|&deadline| now >= deadline)?;
+        Some(match (self.admitted, self.first_token) {
+            (None, _) => Stage::Queue,
+            (_, None) => Stage::Prefill,
+            _ => Stage::Decode,
+        })
+    }
+
+    pub(crate) fn is_out_of_time(&self, now: Instant) -> bool {
+        self.request.time_limit.is_some_and(|limit| now.duration_since(self.arrived) >= limit)
+    }
+
+    /// Returns when the request wants to be looked at even if nothing else happens.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        let time_limit = self.request.time_limit.and_then(|limit| self.arrived.checked_add(limit));
+        [self.deadline, time_limit].into_iter().flatten().min()
+    }
+
+    /// Notes that a choice has left the queue; the first one starts the stream. Returns whether it is the first.
+    pub(crate) fn admit(&mut self, now: Instant) -> bool {
+        let Some(started) = self.started.take() else { return false };
+        self.admitted = Some(now);
+        self.outlet.send(Event::Started(started));
+        true
+    }
+
+    /// Notes and sends what a choice has grown by.
+    pub(crate) fn deliver(&mut self, delta: Delta, now: Instant) {
+        self.first_token.get_or_insert(now);
+        self.usage.generated_tokens += delta.token_ids.len() as u32;
+        self.outlet.send(Event::Delta(delta));
+    }
+
+    /// Sends the log-probabilities of a score.
+    pub(crate) fn deliver_score(&mut self, prompt_logprobs: Vec<TokenLogprob>, now: Instant) {
+        self.deliver(Delta { prompt_logprobs, ..Delta::default() }, now);
+    }
+
+    /// Ends the choices that have not ended. Their text that was held back is sent, where the reader has left room for it.
+    pub(crate) fn end_all(&mut self, reason: FinishReason) {
+        let room = !self.outlet.is_full();
+        for sequence in self.sequences.iter_mut().filter(|sequence| sequence.end.is_none()) {
+            let text = sequence.end_now(reason, None);
+            if room && !text.is_empty() {
+                self.outlet.send(Event::Delta(Delta { choice: sequence.choice, text, ..Delta::default() }));
+            }
+        }
+    }
+
+    /// Sends the terminal event of a request whose choices have all ended.
+    pub(crate) fn finish(self, now: Instant) {
+        let admitted = self.admitted.unwrap_or(now);
+        let first_token = self.first_token.unwrap_or(now);
+        let timings = Timings {
+            queue: admitted.duration_since(self.arrived),
+            prefill: first_token.duration_since(admitted),
+            decode: now.duration_since(first_token),
+        };
+        let choices: Vec<Choice> = self.sequences.into_iter().filter_map(|sequence| sequence.end).collect();
+        self.outlet.end(Ok(Event::Finished(Finished { choices, usage: self.usage, timings })));
+    }
+
+    /// Sends an error as the terminal event.
+    pub(crate) fn fail(self, error: EngineError) {
+        self.outlet.end(Err(error));
+    }
+}

@@ -1,0 +1,258 @@
+//! Builds an engine: checks the options, loads the model, starts the thread.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread,
+    time::Instant,
+};
+
+use bespoke_domain::{ChatTemplate, Persona, PersonaId};
+use bespoke_model::{KvCache, LoadOptions, Model, ModelSource, Tokenizer, Workspace};
+
+use crate::{
+    Engine, EngineError, ModelInfo,
+    engine::Inner,
+    language::Language,
+    outlet::Doorbell,
+    sampler::Sampler,
+    scheduler::{Budget, Scheduler},
+    status::Status,
+    worker::Worker,
+};
+
+/// The number of tokens of a KV block: small, so that little is wasted at the end of a sequence, and a multiple of what a
+/// vector register holds.
+const BLOCK_TOKENS: usize = 16;
+/// The default bound of the KV cache in bytes. Memory is taken from the system only as blocks are first used.
+const KV_BYTES: usize = 2 << 30;
+/// The most places of a step whose logits are computed, unless more sequences run: each costs a row of the vocabulary.
+const STEP_LOGITS: usize = 32;
+
+/// The options of an engine; see each method for unit, range and default.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct EngineBuilder {
+    model: Option<PathBuf>,
+    num_threads: Option<usize>,
+    sequences_max: usize,
+    queue_max: usize,
+    step_tokens_max: usize,
+    kv_tokens: Option<usize>,
+    context_tokens_max: Option<usize>,
+    system_persona: Option<Persona>,
+    personas: BTreeMap<PersonaId, Persona>,
+}
+
+impl Default for EngineBuilder {
+    fn default() -> Self {
+        Self {
+            model: None,
+            num_threads: None,
+            sequences_max: 32,
+            queue_max: 256,
+            step_tokens_max: 256,
+            kv_tokens: None,
+            context_tokens_max: None,
+            system_persona: None,
+            personas: BTreeMap::new(),
+        }
+    }
+}
+
+impl EngineBuilder {
+    /// The model: a Hugging Face folder, a GGUF file, or a folder with one GGUF file. Required.
+    pub fn model(mut self, path: impl Into<PathBuf>) -> Self {
+        self.model = Some(path.into());
+        self
+    }
+
+    /// The threads that compute, at least 1. Default: as many as the machine has cores.
+    pub fn num_threads(mut self, num_threads: usize) -> Self {
+        self.num_threads = Some(num_threads);
+        self
+    }
+
+    /// The most sequences that run at once, 1 to 1024. Default 32.
+    pub fn sequences_max(mut self, sequences_max: usize) -> Self {
+        self.sequences_max = sequences_max;
+        self
+    }
+
+    /// The most requests that wait; one more gets [`EngineError::QueueFull`]. 1 to 65536. Default 256.
+    pub fn queue_max(mut self, queue_max: usize) -> Self {
+        self.queue_max = queue_max;
+        self
+    }
+
+    /// The most tokens of one step, 1 to 8192 and at least as many as sequences. More makes prompts faster and the gaps
+    /// between the tokens of other requests longer. Default 256.
+    pub fn step_tokens_max(mut self, step_tokens_max: usize) -> Self {
+        self.step_tokens_max = step_tokens_max;
+        self
+    }
+
+    /// The tokens that the KV cache holds over all sequences, at least 16. Default: as many as fit in 2 GiB, at most what all
+    /// sequences need at full context.
+    pub fn kv_tokens(mut self, kv_tokens: usize) -> Self {
+        self.kv_tokens = Some(kv_tokens);
+        self
+    }
+
+    /// Bounds prompt and answer of one sequence, in tokens, at least 2. Default: what the model was trained for.
+    pub fn context_tokens_max(mut self, context_tokens_max: usize) -> Self {
+        self.context_tokens_max = Some(context_tokens_max);
+        self
+    }
+
+    /// The persona of requests that ask for the system persona. Default: none.
+    pub fn system_persona(mut self, persona: Persona) -> Self {
+        self.system_persona = Some(persona);
+        self
+    }
+
+    /// The personas that requests may name. Default: none.
+    pub fn personas(mut self, personas: impl IntoIterator<Item = (PersonaId, Persona)>) -> Self {
+        self.personas = personas.into_iter().collect();
+        self
+    }
+
+    /// Loads the model and starts the engine.
+    ///
+    /// **Errors**: [`EngineError::Option`] for an option out of range, [`EngineError::Model`] for a wrong model file,
+    /// [`EngineError::Render`] for a wrong chat template.
+    pub fn build(self) -> Result<Engine, EngineError> {
+        self.check()?;
+        let path = self.model.as_ref().ok_or_else(|| wrong("model", "is not set"))?;
+        let source = ModelSource::open(path)?;
+        let num_threads = self.num_threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
+        let options = LoadOptions { num_threads, context_limit: self.context_tokens_max };
+        let model = Model::from_source(&source, options)?;
+        let num_blocks = self.num_blocks(&model)?;
+        let language = Arc::new(self.language(&source, &model, num_blocks)?);
+        let info = ModelInfo::new(&model, &language, num_threads);
+        let worker_parts = self.worker(model, language.clone(), num_blocks);
+        start(worker_parts, language, info, self.queue_max)
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        check("num_threads", self.num_threads.unwrap_or(1), 1, 1024)?;
+        check("sequences_max", self.sequences_max, 1, 1024)?;
+        check("queue_max", self.queue_max, 1, 65_536)?;
+        check("step_tokens_max", self.step_tokens_max, self.sequences_max, 8192)?;
+        check("kv_tokens", self.kv_tokens.unwrap_or(BLOCK_TOKENS), BLOCK_TOKENS, u32::MAX as usize)?;
+        check("context_tokens_max", self.context_tokens_max.unwrap_or(2), 2, u32::MAX as usize)
+    }
+
+    fn num_blocks(&self, model: &Model) -> Result<usize, EngineError> {
+        let block_bytes = KvCache::block_bytes(model.config(), BLOCK_TOKENS);
+        let num_blocks = match self.kv_tokens {
+            Some(tokens) => tokens / BLOCK_TOKENS,
+            None => {
+                let full = self.sequences_max * model.config().context_length.div_ceil(BLOCK_TOKENS);
+                full.min(KV_BYTES / block_bytes.max(1)).max(1)
+            }
+        };
+        match num_blocks.checked_mul(block_bytes).filter(|&bytes| isize::try_from(bytes).is_ok()) {
+            Some(_) => Ok(num_blocks),
+            None => Err(wrong("kv_tokens", "needs more memory than can be addressed")),
+        }
+    }
+
+    fn language(&self, source: &ModelSource, model: &Model, num_blocks: usize) -> Result<Language, EngineError> {
+        let tokenizer = match source.gguf() {
+            Some(gguf) => Tokenizer::from_gguf(gguf)?,
+            None => Tokenizer::from_folder(source.path())?,
+        };
+        let chat = match tokenizer.chat_template() {
+            Some(template) => Some(ChatTemplate::new(
+                template,
+                tokenizer.bos_text(),
+                tokenizer.eos_text(),
+                tokenizer.control_tokens(),
+            )?),
+            None => None,
+        };
+        let mut end_ids: Vec<_> = tokenizer.eos_ids().iter().chain(&model.config().eos_token_ids).copied().collect();
+        end_ids.sort_unstable();
+        end_ids.dedup();
+        // The last token of an answer is never computed, so a context of n tokens takes n in the cache at most.
+        let prompt_tokens_max = model.config().context_length.min(num_blocks * BLOCK_TOKENS) - 1;
+        Ok(Language {
+            tokenizer,
+            chat,
+            end_ids,
+            vocab_size: model.config().vocab_size,
+            system_persona: self.system_persona.clone(),
+            personas: self.personas.clone(),
+            prompt_tokens_max,
+        })
+    }
+
+    fn worker(
+        &self,
+        model: Model,
+        language: Arc<Language>,
+        num_blocks: usize,
+    ) -> impl FnOnce(mpsc::Receiver<crate::active::Job>, Arc<Status>) -> Worker + Send + use<> {
+        let step_logits_max = STEP_LOGITS.max(self.sequences_max);
+        let budget = Budget {
+            sequences_max: self.sequences_max,
+            step_tokens_max: self.step_tokens_max,
+            step_logits_max,
+            block_tokens: BLOCK_TOKENS,
+        };
+        move |intake, status| Worker {
+            cache: KvCache::new(model.config(), num_blocks, BLOCK_TOKENS),
+            workspace: Workspace::new(&model, budget.step_tokens_max, budget.step_logits_max),
+            scheduler: Scheduler::new(budget, num_blocks),
+            model,
+            language,
+            status,
+            intake,
+            active: BTreeMap::new(),
+            next_id: 0,
+            sampler: Sampler::default(),
+        }
+    }
+}
+
+fn start(
+    worker: impl FnOnce(mpsc::Receiver<crate::active::Job>, Arc<Status>) -> Worker + Send + 'static,
+    language: Arc<Language>,
+    info: ModelInfo,
+    queue_max: usize,
+) -> Result<Engine, EngineError> {
+    let (sender, intake) = mpsc::sync_channel(queue_max);
+    let status = Arc::new(Status::default());
+    let doorbell = Arc::new(Doorbell::default());
+    let thread_status = status.clone();
+    let thread = thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || worker(intake, thread_status).run())
+        .map_err(|error| EngineError::Internal(format!("cannot start the engine's thread: {error}")))?;
+    doorbell.install(thread.thread().clone());
+    Ok(Engine::from_inner(Inner {
+        language,
+        info,
+        queue_max,
+        intake: sender,
+        status,
+        doorbell,
+        thread: Some(thread),
+        started: Instant::now(),
+    }))
+}
+
+fn check(option: &'static str, value: usize, min: usize, max: usize) -> Result<(), EngineError> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(wrong(option, &format!("is {value}, must be {min}..={max}")))
+    }
+}
+
+fn wrong(option: &'static str, reason: &str) -> EngineError {
+    EngineError::Option { option, reason: reason.to_owned() }
+}

@@ -1,0 +1,275 @@
+//! The engine's thread: drain intake -> end what is over -> plan -> forward -> sample -> deliver, again and again.
+//!
+//! It owns the model, the KV cache and the scheduler. It never waits for a reader; with nothing to do it sleeps until the
+//! doorbell rings or the next deadline.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering, mpsc},
+    time::{Duration, Instant},
+};
+
+use bespoke_domain::FinishReason;
+use bespoke_model::{Detokenizer, DetokenizerOptions, KvCache, Model, Step, StepRow, Workspace};
+
+use crate::{
+    EngineError,
+    active::{Active, Job},
+    language::Language,
+    sampler::Sampler,
+    scheduler::{Chunk, Needs, Plan, Scheduler, SequenceKey},
+    sequence::{Sequence, SequenceParts},
+    status::Status,
+};
+
+/// How long the thread sleeps at most while a reader is slow, in case that its bell is lost.
+const PARKED_SLEEP_MAX: Duration = Duration::from_millis(50);
+/// How long the thread sleeps at most when there is nothing at all to do.
+const IDLE_SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// Everything that the engine's thread owns.
+pub(crate) struct Worker {
+    pub(crate) model: Model,
+    pub(crate) cache: KvCache,
+    pub(crate) workspace: Workspace,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) language: Arc<Language>,
+    pub(crate) status: Arc<Status>,
+    pub(crate) intake: mpsc::Receiver<Job>,
+    pub(crate) active: BTreeMap<u64, Active>,
+    pub(crate) next_id: u64,
+    pub(crate) sampler: Sampler,
+}
+
+impl Worker {
+    /// Runs until the engine is stopped; then every request that is left gets an error.
+    pub(crate) fn run(mut self) {
+        let mut plan = Plan::default();
+        while !self.status.is_stopped() {
+            let turn = catch_unwind(AssertUnwindSafe(|| self.turn(&mut plan)));
+            if turn.is_err() {
+                tracing::error!("the engine's thread panicked; all requests in it are lost");
+                self.status.stop();
+                self.fail_all(|| EngineError::Internal("a step panicked".to_owned()));
+            }
+        }
+        self.drain_intake();
+        self.fail_all(|| EngineError::Stopping);
+    }
+
+    fn turn(&mut self, plan: &mut Plan) {
+        self.drain_intake();
+        self.end_what_is_over();
+        self.scheduler.plan(plan);
+        self.note_admissions(plan);
+        self.publish();
+        if plan.chunks.is_empty() {
+            std::thread::park_timeout(self.sleep_time());
+        } else if let Err(error) = self.step(plan) {
+            tracing::error!(%error, "a step failed");
+            let message = error.to_string();
+            self.fail_all(|| EngineError::Internal(message.clone()));
+        }
+    }
+
+    fn drain_intake(&mut self) {
+        while let Ok(job) = self.intake.try_recv() {
+            self.take_in(job);
+        }
+    }
+
+    fn take_in(&mut self, job: Job) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let num_prompt = job.prompt.len();
+        let (max_new_tokens, logits_from) = match job.score_from {
+            Some(from) => (0, from - 1),
+            None => {
+                let room = self.language.prompt_tokens_max + 1 - num_prompt;
+                let logits_from = if job.request.logprobs.prompt { 0 } else { num_prompt - 1 };
+                (job.request.max_new_tokens.min(room as u32), logits_from)
+            }
+        };
+        // The last new token is never computed, so it needs no place in the cache.
+        let tokens_max = (num_prompt + max_new_tokens as usize).saturating_sub(1).max(num_prompt);
+        let needs = Needs { prompt_tokens: num_prompt, tokens_max, logits_from, priority: job.request.priority.get() };
+        let sequences: Vec<_> = (0..job.request.n).map(|choice| self.sequence(&job, choice, max_new_tokens)).collect();
+        for sequence in &sequences {
+            self.scheduler.enqueue(SequenceKey { request: id, choice: sequence.choice }, needs);
+        }
+        self.active.insert(id, Active::new(job, sequences));
+    }
+
+    fn sequence(&self, job: &Job, choice: u32, max_new_tokens: u32) -> Sequence {
+        let at_text_start = job.prompt.len() == 1 && Some(job.prompt[0]) == self.language.tokenizer.bos();
+        let mut stop_strings = job.request.stop.strings.clone();
+        let template = job.request.spec.template.unwrap_or_else(|| self.language.default_template());
+        stop_strings.extend(template.stop_strings().iter().map(|&stop| stop.to_owned()));
+        let options = DetokenizerOptions {
+            skip_control: true,
+            at_text_start,
+            stop_strings: stop_strings.clone(),
+            stops_after: job.request.min_new_tokens as usize,
+        };
+        Sequence::new(SequenceParts {
+            choice,
+            prompt: job.prompt.clone(),
+            max_new_tokens,
+            detokenizer: Detokenizer::new(&self.language.tokenizer, options),
+            stop_strings,
+            seed: job.started.seed,
+        })
+    }
+
+    /// Ends requests that are cancelled, late or out of time, and parks those whose readers are slow.
+    fn end_what_is_over(&mut self) {
+        let now = Instant::now();
+        let mut over = Vec::new();
+        for (&id, active) in &mut self.active {
+            if active.is_cancelled() || active.late(now).is_some() {
+                over.push(id);
+                continue;
+            }
+            if active.is_out_of_time(now) {
+                if active.admit(now) {
+                    self.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
+                }
+                active.end_all(FinishReason::TimeLimit);
+                over.push(id);
+                continue;
+            }
+            let slow = !active.waits() && active.is_slow();
+            if slow != active.parked {
+                active.parked = slow;
+                for sequence in &active.sequences {
+                    self.scheduler.set_parked(SequenceKey { request: id, choice: sequence.choice }, slow);
+                }
+            }
+        }
+        for id in over {
+            let Some(active) = self.remove(id) else { continue };
+            match active.late(now) {
+                _ if active.is_cancelled() => {}
+                Some(stage) => active.fail(EngineError::DeadlineExceeded(stage)),
+                None => active.finish(now),
+            }
+        }
+    }
+
+    fn note_admissions(&mut self, plan: &Plan) {
+        let now = Instant::now();
+        for key in &plan.admitted {
+            if let Some(active) = self.active.get_mut(&key.request) {
+                if active.admit(now) {
+                    self.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
+                }
+                self.scheduler.set_parked(*key, active.parked);
+            }
+        }
+    }
+
+    /// Computes the chunks of the plan and takes their tokens.
+    fn step(&mut self, plan: &Plan) -> Result<(), EngineError> {
+        let mut rows = Vec::new();
+        let mut tables = Vec::with_capacity(plan.chunks.len());
+        for (chunk, sequence) in plan.chunks.iter().zip(0..) {
+            let tokens = self.tokens(chunk.key);
+            rows.extend(chunk.places.clone().map(|place| StepRow {
+                token: tokens[place],
+                position: place as u32,
+                sequence,
+                wants_logits: chunk.logits.contains(&place),
+            }));
+            tables.push(self.scheduler.blocks(chunk.key));
+        }
+        let step = Step { rows: &rows, block_tables: &tables };
+        self.model.forward(&step, &mut self.cache, &mut self.workspace)?;
+        let now = Instant::now();
+        let mut logits_row = 0;
+        for chunk in &plan.chunks {
+            self.scheduler.commit(chunk);
+            self.take_logits(chunk, logits_row, now);
+            logits_row += chunk.logits.len();
+        }
+        Ok(())
+    }
+
+    /// Goes on with the sequence of a chunk whose first logits are in row `logits_row` of the workspace.
+    fn take_logits(&mut self, chunk: &Chunk, logits_row: usize, now: Instant) {
+        let key = chunk.key;
+        let Some(active) = self.active.get_mut(&key.request) else { return };
+        let Active { sequences, request, score_from, .. } = active;
+        let sequence = &mut sequences[key.choice as usize];
+        let mut delta = None;
+        for (place, row) in chunk.logits.clone().zip(logits_row..) {
+            let logits = self.workspace.logits_row(row);
+            if place + 1 < sequence.tokens.len() {
+                sequence.note_prompt(&self.language, logits, place, request.logprobs.top);
+            } else if score_from.is_none() {
+                delta = Some(sequence.advance(request, &self.language, &mut self.sampler, logits));
+            }
+        }
+        if score_from.is_some() && chunk.places.end == sequence.tokens.len() {
+            let logprobs = sequence.take_prompt_logprobs();
+            sequence.end_now(FinishReason::Length, None);
+            active.deliver_score(logprobs, now);
+        } else if let Some(delta) = delta {
+            active.deliver(delta, now);
+        }
+        self.go_on(key, now);
+    }
+
+    /// Lets a sequence that has a new token go on, or ends it and with the last one its request.
+    fn go_on(&mut self, key: SequenceKey, now: Instant) {
+        let Some(active) = self.active.get(&key.request) else { return };
+        let sequence = &active.sequences[key.choice as usize];
+        if sequence.end.is_some() {
+            self.scheduler.remove(key);
+            if active.is_done()
+                && let Some(active) = self.remove(key.request)
+            {
+                active.finish(now);
+            }
+        } else if sequence.num_new() > 0 {
+            self.scheduler.append(key);
+        }
+    }
+
+    /// Takes a request out of everything but its outlet.
+    fn remove(&mut self, id: u64) -> Option<Active> {
+        let active = self.active.remove(&id)?;
+        if active.waits() {
+            self.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        for sequence in &active.sequences {
+            self.scheduler.remove(SequenceKey { request: id, choice: sequence.choice });
+        }
+        self.publish();
+        Some(active)
+    }
+
+    fn fail_all(&mut self, error: impl Fn() -> EngineError) {
+        while let Some((&id, _)) = self.active.first_key_value() {
+            if let Some(active) = self.remove(id) {
+                active.fail(error());
+            }
+        }
+    }
+
+    fn tokens(&self, key: SequenceKey) -> &[u32] {
+        self.active.get(&key.request).map_or(&[], |active| &active.sequences[key.choice as usize].tokens)
+    }
+
+    fn publish(&self) {
+        self.status.num_running.store(self.scheduler.num_running(), Ordering::SeqCst);
+        self.status.num_blocks_in_use.store(self.scheduler.pool().num_in_use(), Ordering::SeqCst);
+    }
+
+    fn sleep_time(&self) -> Duration {
+        let now = Instant::now();
+        let wake_at = self.active.values().filter_map(Active::wake_at).min();
+        let until = wake_at.map_or(IDLE_SLEEP_MAX, |at| at.saturating_duration_since(now));
+        if self.active.values().any(|active| active.parked) { until.min(PARKED_SLEEP_MAX) } else { until }
+    }
+}

@@ -1,0 +1,155 @@
+//! What must not depend on how a request is run: company, chunks, threads, choices, and how it is read.
+
+use crate::support::{Outcome, collect, greedy, run, seeded, start, tiny};
+use bespoke_engine::domain::{Continuation, FinishReason, Prompt, ScoreRequest};
+use futures::executor::block_on;
+
+const PROMPTS: [&str; 6] =
+    ["one", "two two", "three three three", "4444 4444 4444 4444", "five", "a longer prompt, number six"];
+
+#[test]
+fn batched_equals_alone() {
+    let tiny = tiny(|builder| builder);
+    for seed in [None, Some(1), Some(2)] {
+        let generate = |prompt| seed.map_or_else(|| greedy(prompt, 24), |seed| seeded(prompt, 24, seed));
+        let alone: Vec<_> = PROMPTS.map(|prompt| run(&tiny.engine, generate(prompt)).ids(0)).into();
+        let together: Vec<_> = PROMPTS.map(|prompt| start(&tiny.engine, generate(prompt))).into();
+        let batched: Vec<_> = together.into_iter().map(|stream| collect(stream).unwrap().ids(0)).collect();
+        assert_eq!(alone, batched);
+        assert!(alone.iter().any(|ids| ids != &alone[0]), "the model answers everything alike: the test shows nothing");
+    }
+}
+
+#[test]
+fn chunked_prefill_equals_whole() {
+    let prompt = "a prompt that is far longer than the smallest step ".repeat(3);
+    let whole = tiny(|builder| builder.step_tokens_max(256));
+    let want = run(&whole.engine, greedy(&prompt, 16)).ids(0);
+    for step_tokens in [1, 3, 16, 17] {
+        let chunked = tiny(|builder| builder.sequences_max(1).step_tokens_max(step_tokens));
+        assert_eq!(run(&chunked.engine, greedy(&prompt, 16)).ids(0), want, "{step_tokens} tokens a step");
+    }
+}
+
+#[test]
+fn threads_do_not_matter() {
+    let one = tiny(|builder| builder.num_threads(1));
+    let three = tiny(|builder| builder.num_threads(3));
+    for prompt in PROMPTS {
+        assert_eq!(run(&one.engine, seeded(prompt, 24, 3)).ids(0), run(&three.engine, seeded(prompt, 24, 3)).ids(0));
+    }
+}
+
+#[test]
+fn choices_are_independent_of_their_number() {
+    let tiny = tiny(|builder| builder);
+    let choices = |n: u32| {
+        let mut generate = seeded("tell me", 16, 9);
+        generate.n = n;
+        run(&tiny.engine, generate)
+    };
+    let (one, four) = (choices(1), choices(4));
+    assert_eq!(one.ids(0), four.ids(0));
+    assert_ne!(four.ids(0), four.ids(1));
+    assert_eq!(four.finished.choices.len(), 4);
+    assert_eq!(four.finished.usage.generated_tokens, 64);
+}
+
+#[test]
+fn a_seed_repeats_and_another_differs() {
+    let tiny = tiny(|builder| builder);
+    let ids = |seed| run(&tiny.engine, seeded("tell me", 24, seed)).ids(0);
+    assert_eq!(ids(5), ids(5));
+    assert_ne!(ids(5), ids(6));
+    // A seed that the engine has chosen repeats its answer too.
+    let mut unseeded = seeded("tell me", 24, 0);
+    let mut params = (*unseeded.sampling).clone();
+    params.seed = None;
+    unseeded.sampling = params.try_into().unwrap();
+    let chosen = run(&tiny.engine, unseeded);
+    assert_eq!(chosen.ids(0), ids(chosen.started.seed));
+}
+
+#[test]
+fn prompt_logprobs_score_and_sampled_logprobs_agree() {
+    let tiny = tiny(|builder| builder.sequences_max(4).step_tokens_max(8));
+    let mut generate = greedy("what is it", 12);
+    generate.logprobs.sampled = true;
+    generate.logprobs.top = 2;
+    let spec = generate.spec.clone();
+    let sampled = run(&tiny.engine, generate);
+    let sampled_logprobs: Vec<_> = sampled.deltas.iter().flat_map(|delta| delta.logprobs.clone()).collect();
+    let score = ScoreRequest {
+        request_id: None,
+        spec: spec.clone(),
+        continuation: Continuation::Tokens(sampled.ids(0)),
+        top: 2,
+        priority: Default::default(),
+    };
+    let score = block_on(tiny.engine.score(score, None)).unwrap();
+    assert_eq!(score.tokens, sampled_logprobs);
+    assert_eq!(score.prompt_tokens, sampled.started.prompt_tokens);
+    for token in &score.tokens {
+        assert_eq!(
+            (token.token, token.logprob),
+            (token.top[0].token, Some(token.top[0].logprob)),
+            "greedy takes the best"
+        );
+    }
+
+    let prompt = tiny.engine.render(&spec, None).unwrap().token_ids;
+    let whole: Vec<_> = prompt.iter().copied().chain(sampled.ids(0)).collect();
+    let mut generate = greedy("", 1);
+    generate.spec.prompt = Prompt::Tokens(whole.clone());
+    generate.logprobs.prompt = true;
+    generate.logprobs.top = 2;
+    let echoed = run(&tiny.engine, generate).deltas[0].prompt_logprobs.clone();
+    assert_eq!(echoed.iter().map(|token| token.token).collect::<Vec<_>>(), whole);
+    assert_eq!(echoed[0].logprob, None);
+    assert_eq!(echoed[prompt.len()..], score.tokens[..]);
+}
+
+#[test]
+fn the_text_is_that_of_the_tokens() {
+    let tiny = tiny(|builder| builder);
+    for seed in 0..20 {
+        let Outcome { deltas, .. } = &run(&tiny.engine, seeded("text", 40, seed));
+        let ids: Vec<_> = deltas.iter().flat_map(|delta| delta.token_ids.iter().copied()).collect();
+        let text: String = deltas.iter().map(|delta| delta.text.as_str()).collect();
+        assert_eq!(text, tiny.engine.tokenizer().decode(&ids, true).unwrap());
+    }
+}
+
+#[test]
+fn echo_comes_before_the_answer() {
+    let tiny = tiny(|builder| builder);
+    let mut generate = greedy("say it", 8);
+    let plain = run(&tiny.engine, generate.clone()).text(0);
+    generate.echo = true;
+    assert_eq!(run(&tiny.engine, generate).text(0), format!("say it{plain}"));
+}
+
+#[test]
+fn stops_end_an_answer_before_them() {
+    let tiny = tiny(|builder| builder);
+    let whole = run(&tiny.engine, greedy("stop", 40));
+    let text = whole.text(0);
+    let start = text.char_indices().nth(text.chars().count() / 2).unwrap().0;
+    let stop: String = text[start..].chars().take(3).collect();
+    let mut generate = greedy("stop", 40);
+    generate.stop.strings = vec!["never to be found".into(), stop.clone()];
+    let stopped = run(&tiny.engine, generate.clone());
+    assert_eq!(stopped.text(0), text[..text.find(&stop).unwrap()]);
+    assert_eq!(stopped.finished.choices[0].reason, FinishReason::Stop);
+    generate.min_new_tokens = 40;
+    assert_eq!(run(&tiny.engine, generate).finished.choices[0].reason, FinishReason::Length);
+
+    let mut generate = greedy("stop", 40);
+    let token = whole.ids(0)[7];
+    generate.stop.tokens = vec![token];
+    let at = whole.ids(0).iter().position(|&id| id == token).unwrap();
+    assert_eq!(run(&tiny.engine, generate.clone()).ids(0), whole.ids(0)[..=at]);
+    generate.min_new_tokens = 20;
+    let later = run(&tiny.engine, generate).ids(0);
+    assert!(later.iter().take(20).all(|&id| id != token) && later.len() > 20);
+}

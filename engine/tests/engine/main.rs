@@ -1,0 +1,6 @@
+//! The engine as its callers see it, on a tiny random model.
+
+mod equivalence;
+mod lifecycle;
+mod reference;
+mod support;

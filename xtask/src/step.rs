@@ -1,0 +1,104 @@
+//! One function per step: the exact command line that a developer could type.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::totals::{Runner, Totals};
+use crate::workspace::Workspace;
+use crate::{child, venv};
+
+/// The linter of the `.proto` files, pinned so that a new rule arrives as a commit.
+const BUF: &str = "buf-bin==1.75.0";
+
+pub(crate) fn format_check(workspace: &Workspace) -> Result<()> {
+    child::run(cargo(workspace).args(["fmt", "--all", "--", "--check"])).context("`cargo fmt --all` repairs this")
+}
+
+pub(crate) fn clippy(workspace: &Workspace) -> Result<()> {
+    child::run(cargo(workspace).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+pub(crate) fn proto_lint(workspace: &Workspace) -> Result<()> {
+    let bin = venv::bin_dir(&workspace.cache, BUF, &[BUF])?;
+    child::run(Command::new(bin.join("buf")).arg("lint").current_dir(workspace.root.join("proto")))
+}
+
+/// Runs the Rust tests but the doctests: with nextest, or with plain cargo on a machine that lacks it.
+pub(crate) fn rust_tests(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
+    if child::succeeds(cargo(workspace).args(["nextest", "--version"])) {
+        return nextest(workspace, totals);
+    }
+    println!("    (cargo-nextest is not installed: using `cargo test`)");
+    let mut command = cargo(workspace);
+    command.args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]);
+    counted(&mut command, Runner::Libtest, totals)
+}
+
+pub(crate) fn nextest(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
+    counted(cargo(workspace).args(["nextest", "run", "--workspace"]), Runner::Nextest, totals)
+        .context("if nextest is missing: `cargo install --locked cargo-nextest`")
+}
+
+/// Runs the integration tests of the two crates that speak gRPC.
+pub(crate) fn e2e_tests(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
+    const E2E: &str = "kind(test) & (package(bespoke-server) | package(bespoke-client))";
+    counted(cargo(workspace).args(["nextest", "run", "--workspace", "--filterset", E2E]), Runner::Nextest, totals)
+        .context("if nextest is missing: `cargo install --locked cargo-nextest`")
+}
+
+pub(crate) fn doctests(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
+    counted(cargo(workspace).args(["test", "--doc", "--workspace"]), Runner::Libtest, totals)
+}
+
+pub(crate) fn docs(workspace: &Workspace) -> Result<()> {
+    child::run(cargo(workspace).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Runs each bench once, unoptimised: `cargo test` shares the artifacts of the tests, `cargo bench` would rebuild all.
+pub(crate) fn benches_once(workspace: &Workspace) -> Result<()> {
+    child::run(cargo(workspace).args(["test", "--workspace", "--bench", "*"]))
+}
+
+pub(crate) fn benches(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
+    child::run(cargo(workspace).args(["bench", "--workspace", "--bench", "*", "--"]).args(filter))
+}
+
+/// Builds `bespoke-engine` and returns its path. `--workspace --tests` selects the features that the tests were built
+/// with, so that everything but the binary is already there.
+fn engine_binary(workspace: &Workspace) -> Result<PathBuf> {
+    child::run(cargo(workspace).args(["build", "--workspace", "--tests", "--bin", "bespoke-engine"]))?;
+    let binary = workspace.target.join("debug/bespoke-engine");
+    ensure!(binary.is_file(), "cargo built no `{}`", binary.display());
+    Ok(binary)
+}
+
+/// Runs the Python client's tests against the built server.
+pub(crate) fn python_tests(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
+    let folder = workspace.root.join("clients/python");
+    let manifest = folder.join("pyproject.toml");
+    if !manifest.exists() {
+        println!("    (no `{}`: nothing to test)", manifest.display());
+        return Ok(());
+    }
+    let requirements = std::fs::read_to_string(&manifest).with_context(|| format!("read `{}`", manifest.display()))?;
+    let editable = format!("{}[test]", folder.display());
+    let bin = venv::bin_dir(&workspace.cache, &requirements, &["--editable", &editable])?;
+    let binary = engine_binary(workspace)?;
+    let mut command = Command::new(bin.join("python"));
+    command.args(["-m", "pytest"]).current_dir(&folder).env("BESPOKE_ENGINE_BIN", binary);
+    counted(&mut command, Runner::Pytest, totals)
+}
+
+fn counted(command: &mut Command, runner: Runner, totals: &mut Totals) -> Result<()> {
+    let (output, outcome) = child::run_and_keep(command)?;
+    totals.add(runner, &output);
+    outcome
+}
+
+fn cargo(workspace: &Workspace) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(&workspace.root);
+    command
+}
