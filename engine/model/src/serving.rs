@@ -1,0 +1,208 @@
+//! The serving pass: one ragged step of rows from several sequences, on plain slices and a preallocated workspace.
+//!
+//! Follow [`Model::forward`]: the step is checked, each row's embedding goes through the layers, and the rows that want
+//! logits go through the output matrix. The keys and values of all rows are written before a layer attends, so the rows of
+//! one prefill chunk see each other. A row's result does not depend on the other rows of its step, bit for bit.
+
+mod step;
+mod workspace;
+
+use std::path::Path;
+
+use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, Rope};
+
+use crate::{KvCache, LayerWeights, Linear, ModelConfig, ModelError, ModelSource, Weights};
+
+pub use step::{Step, StepRow};
+pub use workspace::Workspace;
+use workspace::recycle;
+
+/// A loaded model: configuration, weights and the kernels that run it.
+pub struct Model {
+    name: String,
+    digest: String,
+    config: ModelConfig,
+    weights: Weights,
+    rope: Rope,
+    kernels: Kernels,
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// Threads that share each matrix product, the caller included.
+    pub num_threads: usize,
+    /// Upper limit of the context length, in tokens.
+    pub context_limit: Option<usize>,
+}
+
+impl Model {
+    /// Opens and loads a Hugging Face folder, a `.gguf` file, or a folder that holds exactly one `.gguf` file.
+    ///
+    /// **Errors**: every variant of [`ModelError`] that does not speak of a step.
+    pub fn load(path: &Path, options: LoadOptions) -> Result<Model, ModelError> {
+        Model::from_source(&ModelSource::open(path)?, options)
+    }
+
+    /// Loads an opened model.
+    ///
+    /// **Errors**: as [`Model::load`].
+    pub fn from_source(source: &ModelSource, options: LoadOptions) -> Result<Model, ModelError> {
+        let mut config = source.config()?;
+        if let Some(limit) = options.context_limit {
+            config.context_length = config.context_length.min(limit.max(1));
+        }
+        let weights = Weights::load(source, &config)?;
+        let frequencies = config.inverse_frequencies(weights.rope_divisors.as_deref());
+        // No supported scaling has an attention factor.
+        let rope = Rope::new(weights.rope_style, &frequencies, config.context_length, 1.0);
+        let kernels = Kernels::new(options.num_threads)?;
+        Ok(Model { name: source.name(), digest: source.digest()?, config, weights, rope, kernels })
+    }
+
+    /// Returns the configuration, its context length already limited.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Returns the weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Returns the digest that [`ModelSource::digest`] defines.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Returns the name the model gives itself, else that of its folder or file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the number format that holds most of the parameters.
+    pub fn dtype(&self) -> DType {
+        self.weights.main_dtype(&self.config)
+    }
+
+    /// Returns the name of the instruction set that the kernels use.
+    pub fn isa(&self) -> String {
+        self.kernels.isa().to_string()
+    }
+
+    /// Counts the parameters, tied embeddings once.
+    pub fn num_parameters(&self) -> u64 {
+        self.weights.num_parameters(&self.config)
+    }
+
+    /// Runs one step: writes keys and values of its rows to the cache, and the wanted logits to the workspace.
+    ///
+    /// A row at position `p` sees the positions `0..=p` of its sequence, or the latest of them where the layer has a window;
+    /// those before the step must already be in the cache.
+    ///
+    /// **Errors**: `StepTooLarge`, `TokenOutOfRange`, `PositionOutOfRange`, `BlockTable`; the cache is then unchanged.
+    /// **Panics**: if the cache or the workspace was made for another configuration.
+    pub fn forward(&self, step: &Step<'_>, cache: &mut KvCache, workspace: &mut Workspace) -> Result<(), ModelError> {
+        assert!(cache.fits(&self.config), "the cache was made for another configuration");
+        assert!(workspace.fits(&self.config), "the workspace was made for another configuration");
+        step.check(&self.config, cache)?;
+        workspace.begin(step, cache.block_tokens())?;
+        if step.rows.is_empty() {
+            return Ok(());
+        }
+        let hidden_size = self.config.hidden_size;
+        for (row, hidden) in step.rows.iter().zip(workspace.hidden.chunks_exact_mut(hidden_size)) {
+            self.weights.embeddings.dequantize_row(row.token as usize, hidden);
+        }
+        for (layer, weights) in self.weights.layers.iter().enumerate() {
+            self.attend(step, layer, cache, workspace);
+            self.feed_forward(weights, workspace);
+        }
+        self.compute_logits(workspace);
+        Ok(())
+    }
+
+    /// Adds the attention block of one layer to the hidden states.
+    fn attend(&self, step: &Step<'_>, layer: usize, cache: &mut KvCache, workspace: &mut Workspace) {
+        let (config, kernels, weights) = (&self.config, &self.kernels, &self.weights.layers[layer]);
+        let w = workspace.rows();
+        kernels.rms_norm(w.hidden, &weights.attn_norm, config.norm_eps, w.normed);
+        self.apply(&weights.q, w.normed, w.q);
+        self.apply(&weights.k, w.normed, w.k);
+        self.apply(&weights.v, w.normed, w.v);
+        self.normalise_heads(weights, w.q, w.k, w.heads);
+        kernels.rope(&self.rope, w.positions, config.num_heads, w.q);
+        kernels.rope(&self.rope, w.positions, config.num_kv_heads, w.k);
+        let kv_size = config.kv_size();
+        for (row, slot) in w.slots.iter().enumerate() {
+            let range = row * kv_size..(row + 1) * kv_size;
+            cache.write(layer, *slot, &w.k[range.clone()], &w.v[range]);
+        }
+
+        let window = config.layer_windows[layer];
+        let mut visible: Vec<AttentionRow<'_>> = recycle(std::mem::take(w.visible));
+        visible.extend(step.rows.iter().map(|row| {
+            let end = row.position as usize + 1;
+            let start = window.map_or(0, |window| end.saturating_sub(window));
+            AttentionRow { blocks: step.block_tables[row.sequence as usize], start, end }
+        }));
+        let (k, v) = cache.layer(layer);
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        let attention =
+            Attention { q: w.q, k, v, shape: cache.shape(), heads: config.num_heads, scale, rows: &visible };
+        kernels.attention(attention, w.heads);
+        *w.visible = recycle(visible);
+
+        self.apply(&weights.o, w.heads, w.projected);
+        kernels.add(w.hidden, w.projected);
+    }
+
+    /// Normalises each head of q and k (Qwen3); `scratch` is at least as wide as q.
+    fn normalise_heads(&self, weights: &LayerWeights, q: &mut [f32], k: &mut [f32], scratch: &mut [f32]) {
+        for (heads, norm) in [(q, &weights.q_norm), (k, &weights.k_norm)] {
+            if let Some(norm) = norm {
+                let scratch = &mut scratch[..heads.len()];
+                scratch.copy_from_slice(heads);
+                self.kernels.rms_norm(scratch, norm, self.config.norm_eps, heads);
+            }
+        }
+    }
+
+    /// Adds the feed-forward block of one layer to the hidden states.
+    fn feed_forward(&self, weights: &LayerWeights, workspace: &mut Workspace) {
+        let kernels = &self.kernels;
+        let w = workspace.rows();
+        kernels.rms_norm(w.hidden, &weights.ffn_norm, self.config.norm_eps, w.normed);
+        self.apply(&weights.gate, w.normed, w.gate);
+        self.apply(&weights.up, w.normed, w.up);
+        kernels.swiglu(w.gate, w.up);
+        self.apply(&weights.down, w.gate, w.projected);
+        kernels.add(w.hidden, w.projected);
+    }
+
+    /// Takes the rows that want logits through the final norm and the output matrix.
+    fn compute_logits(&self, workspace: &mut Workspace) {
+        let (hidden_size, vocab_size) = (self.config.hidden_size, self.config.vocab_size);
+        let num_wanted = workspace.wanted.len();
+        if num_wanted == 0 {
+            return;
+        }
+        for (place, &row) in workspace.wanted.iter().enumerate() {
+            let hidden = &workspace.hidden[row * hidden_size..(row + 1) * hidden_size];
+            let normed = &mut workspace.logits_normed[place * hidden_size..(place + 1) * hidden_size];
+            self.kernels.rms_norm(hidden, &self.weights.final_norm, self.config.norm_eps, normed);
+        }
+        let normed = &workspace.logits_normed[..num_wanted * hidden_size];
+        let logits = &mut workspace.logits[..num_wanted * vocab_size];
+        self.kernels.matmul(normed, num_wanted, &self.weights.output, logits);
+    }
+
+    /// Computes `out (T, rows) = x (T, cols) weight^T + bias`.
+    fn apply(&self, linear: &Linear, x: &[f32], out: &mut [f32]) {
+        let num_rows = x.len() / linear.weight.cols();
+        self.kernels.matmul(x, num_rows, &linear.weight, out);
+        if let Some(bias) = &linear.bias {
+            self.kernels.add_bias(out, bias);
+        }
+    }
+}
