@@ -1,0 +1,104 @@
+//! Matrix products and attention, each instruction set beside scalar: `cargo bench -p bespoke-benches --bench kernels`.
+//!
+//! Threads: `BESPOKE_BENCH_THREADS`, 2 by default. Elements per second of a product are multiply-adds, half of FLOP/s.
+//! The shapes are those of SmolLM2-135M: attention, feed-forward and output projections.
+//! A working set larger than the second-level cache: the benches rotate over copies of the weights.
+
+#![allow(missing_docs, reason = "`criterion_group!` makes an undocumented function")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use bespoke_kernels::{Attention, AttentionRow, DType, Isa, Kernels, KvShape, Matrix};
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+/// `(rows, cols)` of the weights; Q4_K needs whole blocks of 256 columns, so its columns are rounded up.
+const SHAPES: [(usize, usize); 3] = [(576, 1536), (1536, 576), (49152, 576)];
+const DTYPES: [DType; 4] = [DType::Q4_1, DType::Q8_0, DType::Q4K, DType::F32];
+/// Bytes of weights to rotate over: more than both second-level caches together.
+const WORKING_SET: usize = 8 << 20;
+
+/// The scalar reference, and what this machine detects.
+fn kernels() -> Vec<Kernels> {
+    let num_threads = std::env::var("BESPOKE_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+    let mut isas = vec![Isa::Scalar];
+    isas.extend(Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar && isa.is_available()));
+    isas.into_iter().map(|isa| Kernels::with_isa(isa, num_threads).expect("an available instruction set")).collect()
+}
+
+/// Small numbers of a fixed pattern.
+fn floats(len: usize) -> Vec<f32> {
+    (0..len).map(|i| (i * 7919 % 1000) as f32 / 1000.0 - 0.5).collect()
+}
+
+/// Patterned bytes below 32: as high byte of a half-precision scale they are positive and finite.
+fn matrix(dtype: DType, rows: usize, cols: usize) -> Matrix {
+    if dtype == DType::F32 {
+        return Matrix::from_f32(rows, cols, &floats(rows * cols)).expect("a matching length");
+    }
+    let len = rows * dtype.row_bytes(cols).expect("whole blocks");
+    let data: Vec<u8> = (0..len).map(|i| (i * 31 % 32) as u8).collect();
+    Matrix::new(dtype, rows, cols, Bytes::from(data)).expect("a matching length")
+}
+
+fn matmul(c: &mut Criterion) {
+    let all = kernels();
+    for n in [1, 256] {
+        for dtype in DTYPES {
+            for (rows, cols) in SHAPES {
+                let cols = cols.next_multiple_of(dtype.block_len());
+                let size = rows * dtype.row_bytes(cols).expect("whole blocks");
+                let weights: Vec<Matrix> = (0..WORKING_SET.div_ceil(size)).map(|_| matrix(dtype, rows, cols)).collect();
+                let (x, mut out) = (floats(n * cols), vec![0.0; n * rows]);
+                let mut group = c.benchmark_group(format!("matmul/n={n}/{dtype}/{rows}x{cols}"));
+                group.throughput(Throughput::Elements((n * rows * cols) as u64));
+                for kernels in &all {
+                    if kernels.isa() == Isa::Scalar && n * rows * cols > 1 << 28 {
+                        continue;
+                    }
+                    let mut turn = weights.iter().cycle();
+                    group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
+                        b.iter(|| kernels.matmul(&x, n, turn.next().expect("a cycle"), black_box(&mut out)));
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn attention(c: &mut Criterion) {
+    let shape = KvShape { block_tokens: 16, kv_heads: 3, head_dim: 64 };
+    let (heads, keys) = (9, 512);
+    let blocks: Vec<u32> = (0..(keys / shape.block_tokens) as u32).rev().collect();
+    let (k, v) = (floats(blocks.len() * shape.block_len()), floats(blocks.len() * shape.block_len()));
+    for num_rows in [1, 64] {
+        let rows = vec![AttentionRow { blocks: &blocks, start: 0, end: keys }; num_rows];
+        let q = floats(num_rows * heads * shape.head_dim);
+        let mut out = vec![0.0; q.len()];
+        let mut group = c.benchmark_group(format!("attention/rows={num_rows}/keys={keys}"));
+        // Two products per query, key and element.
+        group.throughput(Throughput::Elements((2 * q.len() * keys) as u64));
+        for kernels in &kernels() {
+            let args = Attention { q: &q, k: &k, v: &v, shape, heads, scale: 0.125, rows: &rows };
+            group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
+                b.iter(|| kernels.attention(args, black_box(&mut out)));
+            });
+        }
+    }
+}
+
+fn pool(c: &mut Criterion) {
+    let kernels = kernels().pop().expect("at least scalar");
+    c.bench_function("pool/empty run", |b| b.iter(|| kernels.pool().run(2, |task| _ = black_box(task))));
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(300));
+    targets = pool, matmul, attention
+}
+criterion_main!(benches);

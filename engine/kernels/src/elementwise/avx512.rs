@@ -1,0 +1,81 @@
+//! Elementwise kernels with AVX-512.
+
+use std::arch::x86_64::*;
+
+use super::scalar;
+use crate::RopeStyle;
+
+const LANES: usize = 16;
+
+/// As `scalar::rms_norm`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == out.len(), "a row, its weight and its output differ in length");
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let mut sum = load_first(rest);
+    sum = _mm512_mul_ps(sum, sum);
+    for chunk in whole {
+        let x = load_first(chunk);
+        sum = _mm512_fmadd_ps(x, x, sum);
+    }
+    let factor = 1.0 / (_mm512_reduce_add_ps(sum) / x.len() as f32 + eps).sqrt();
+    scalar::scale(x, weight, factor, out);
+}
+
+/// As `scalar::swiglu`. An element has the same bits wherever in the slices it is.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "gate and up");
+    for (gate, up) in gate.chunks_mut(LANES).zip(up.chunks(LANES)) {
+        let x = load_first(gate);
+        let denominator = _mm512_add_ps(_mm512_set1_ps(1.0), exp(_mm512_sub_ps(_mm512_setzero_ps(), x)));
+        let value = _mm512_mul_ps(_mm512_div_ps(x, denominator), load_first(up));
+        // SAFETY: the mask covers the floats that the chunk holds.
+        unsafe { _mm512_mask_storeu_ps(gate.as_mut_ptr(), first_lanes(gate.len()), value) };
+    }
+}
+
+/// As `scalar::add`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(crate) fn add(x: &mut [f32], y: &[f32]) {
+    scalar::add(x, y);
+}
+
+/// As `scalar::rotate`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(crate) fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], head: &mut [f32]) {
+    scalar::rotate(style, cos, sin, head);
+}
+
+/// `exp(x)` to within 2 ulp for every float: 0 and infinity beyond the range, NaN for NaN.
+///
+/// **Source**: Cephes `expf`: `x = n ln 2 + r` with `ln 2` in two parts, a polynomial in `r`, then a scaling by `2^n`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+pub(crate) fn exp(x: __m512) -> __m512 {
+    // Beyond these bounds the result is 0 or infinity; the operand order lets NaN through.
+    let x = _mm512_max_ps(_mm512_set1_ps(-105.0), _mm512_min_ps(_mm512_set1_ps(89.0), x));
+    let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);
+    let mut p = _mm512_set1_ps(1.987_569_1e-4);
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    }
+    let p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0)));
+    _mm512_scalef_ps(p, n)
+}
+
+/// The first floats of a vector, at most all of them, the rest zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+fn load_first(x: &[f32]) -> __m512 {
+    // SAFETY: the mask covers the floats that `x` holds.
+    unsafe { _mm512_maskz_loadu_ps(first_lanes(x.len()), x.as_ptr()) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+fn first_lanes(num: usize) -> __mmask16 {
+    if num < LANES { (1 << num) - 1 } else { !0 }
+}

@@ -1,0 +1,104 @@
+//! Which instruction set the kernels use.
+
+use std::fmt;
+
+use crate::KernelsError;
+
+/// The environment variable that overrides detection.
+const OVERRIDE: &str = "BESPOKE_KERNELS";
+
+/// An instruction set that the kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Portable Rust: the reference, on every processor.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, VL and DQ.
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set, slowest first.
+    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+
+    /// Picks the fastest instruction set of this processor, or the one that `BESPOKE_KERNELS` names.
+    ///
+    /// **Errors**: the variable names none, or one that this processor lacks.
+    pub fn detect() -> Result<Isa, KernelsError> {
+        match std::env::var_os(OVERRIDE) {
+            Some(value) => Isa::named(&value.to_string_lossy()),
+            None => Ok(Isa::fastest()),
+        }
+    }
+
+    /// Whether this processor has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => false,
+        }
+    }
+
+    pub(crate) fn fastest() -> Isa {
+        Isa::ALL.into_iter().rfind(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
+    }
+
+    fn named(value: &str) -> Result<Isa, KernelsError> {
+        let isa = Isa::ALL
+            .into_iter()
+            .find(|isa| isa.name() == value)
+            .ok_or_else(|| KernelsError::UnknownIsa { value: value.to_owned() })?;
+        if isa.is_available() { Ok(isa) } else { Err(KernelsError::IsaUnavailable { isa }) }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_picks_its_isa_or_says_why_not() {
+        assert_eq!(Isa::named("scalar").unwrap(), Isa::Scalar);
+        for isa in Isa::ALL {
+            match Isa::named(isa.name()) {
+                Ok(named) => assert!(named == isa && isa.is_available()),
+                Err(error) => assert!(matches!(error, KernelsError::IsaUnavailable { isa: i } if i == isa)),
+            }
+        }
+        let error = Isa::named("sse9").unwrap_err().to_string();
+        assert!(error.contains("`sse9`") && error.contains("avx512"), "{error}");
+    }
+
+    #[test]
+    fn the_fastest_is_available() {
+        assert!(Isa::fastest().is_available());
+    }
+}

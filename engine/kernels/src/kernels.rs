@@ -1,0 +1,148 @@
+//! The entry to every kernel: asserts lengths, splits the work over the pool, calls the chosen instruction set.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::attention::Job;
+use crate::matmul::Product;
+use crate::shared::SharedMut;
+use crate::table::Table;
+use crate::{Attention, Isa, KernelsError, Matrix, Pool, Rope};
+
+/// Elements that are worth a task of an elementwise kernel: a few microseconds.
+const TASK_ELEMENTS: usize = 1 << 13;
+
+/// The kernels of one instruction set on one pool of threads; cheap to clone.
+#[derive(Clone)]
+pub struct Kernels {
+    isa: Isa,
+    table: &'static Table,
+    pool: Arc<Pool>,
+}
+
+impl Kernels {
+    /// Picks the instruction set with [`Isa::detect`] and starts the threads.
+    ///
+    /// **Errors**: those of [`Isa::detect`] and [`Pool::new`].
+    pub fn new(num_threads: usize) -> Result<Kernels, KernelsError> {
+        Kernels::with_isa(Isa::detect()?, num_threads)
+    }
+
+    /// Uses a given instruction set.
+    ///
+    /// **Errors**: this processor lacks it, or those of [`Pool::new`].
+    pub fn with_isa(isa: Isa, num_threads: usize) -> Result<Kernels, KernelsError> {
+        if !isa.is_available() {
+            return Err(KernelsError::IsaUnavailable { isa });
+        }
+        Ok(Kernels { isa, table: Table::of(isa), pool: Arc::new(Pool::new(num_threads)?) })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The threads in use.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// `out = x w^T`.
+    ///
+    /// **Shapes**: `x` `(n, w.cols)`, `out` `(n, w.rows)`. **Panics** if a length does not fit.
+    pub fn matmul(&self, x: &[f32], n: usize, w: &Matrix, out: &mut [f32]) {
+        assert_eq!(Some(x.len()), n.checked_mul(w.cols()), "activations of {n} rows for {w:?}");
+        assert_eq!(Some(out.len()), n.checked_mul(w.rows()), "outputs of {n} rows for {w:?}");
+        Product { table: self.table, x, num_rows: n, w, out: SharedMut::new(out) }.run(&self.pool);
+    }
+
+    /// Adds `bias` to every row of `out`.
+    ///
+    /// **Shapes**: `out` `(rows, bias.len())`. **Panics** if `out` is not whole rows.
+    pub fn add_bias(&self, out: &mut [f32], bias: &[f32]) {
+        self.for_rows(out, bias.len(), |_, out| {
+            for row in out.chunks_exact_mut(bias.len()) {
+                // SAFETY: the table is one that this processor can run (`with_isa`).
+                unsafe { (self.table.add)(row, bias) };
+            }
+        });
+    }
+
+    /// `out = x / sqrt(mean(x^2) + eps) * weight`, row by row.
+    ///
+    /// **Shapes**: `x`, `out` `(rows, weight.len())`. **Panics** if a length does not fit.
+    ///
+    /// **Source**: Zhang and Sennrich, 2019, equation 4.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert_eq!(x.len(), out.len(), "input and output of a norm");
+        let len = weight.len();
+        self.for_rows(out, len, |range, out| {
+            for (x, out) in x[range].chunks_exact(len).zip(out.chunks_exact_mut(len)) {
+                // SAFETY: the table is one that this processor can run (`with_isa`).
+                unsafe { (self.table.rms_norm)(x, weight, eps, out) };
+            }
+        });
+    }
+
+    /// SwiGLU in place: `gate = silu(gate) * up`.
+    ///
+    /// **Panics** if the lengths differ.
+    pub fn swiglu(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "gate and up");
+        // SAFETY: the table is one that this processor can run (`with_isa`).
+        self.for_rows(gate, 1, |range, gate| unsafe { (self.table.swiglu)(gate, &up[range]) });
+    }
+
+    /// `x += y`.
+    ///
+    /// **Panics** if the lengths differ.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len(), "terms of a sum");
+        // SAFETY: the table is one that this processor can run (`with_isa`).
+        self.for_rows(x, 1, |range, x| unsafe { (self.table.add)(x, &y[range]) });
+    }
+
+    /// Rotates each head of each row, in place, to the row's position.
+    ///
+    /// **Shapes**: `x` `(positions.len(), heads, rope.head_dim())`. **Panics** if the length does not fit or a position
+    /// is not in the tables.
+    pub fn rope(&self, rope: &Rope, positions: &[u32], heads: usize, x: &mut [f32]) {
+        let row_len = heads * rope.head_dim();
+        assert_eq!(x.len(), positions.len() * row_len, "{} rows of {heads} heads", positions.len());
+        self.for_rows(x, row_len, |range, x| {
+            for (row, &position) in x.chunks_exact_mut(row_len).zip(&positions[range.start / row_len..]) {
+                let (cos, sin) = rope.at(position);
+                for head in row.chunks_exact_mut(rope.head_dim()) {
+                    // SAFETY: the table is one that this processor can run (`with_isa`).
+                    unsafe { (self.table.rotate)(rope.style(), cos, sin, head) };
+                }
+            }
+        });
+    }
+
+    /// Softmax attention of ragged rows over a paged cache: `out (rows, heads, head_dim)`.
+    ///
+    /// **Panics** if a length, a block number or a range does not fit.
+    ///
+    /// **Source**: the online softmax of Milakov and Gimelshein, 2018, algorithm 3.
+    pub fn attention(&self, args: Attention<'_>, out: &mut [f32]) {
+        Job::new(self.table, args, out).run(&self.pool);
+    }
+
+    /// Calls `task` with ranges of whole rows of `out` and those parts of it.
+    fn for_rows(&self, out: &mut [f32], row_len: usize, task: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+        let len = out.len();
+        if len == 0 {
+            return;
+        }
+        assert!(row_len > 0 && len.is_multiple_of(row_len), "{len} elements in rows of {row_len}");
+        let task_len = TASK_ELEMENTS.next_multiple_of(row_len);
+        let out = SharedMut::new(out);
+        self.pool.run(len.div_ceil(task_len), |index| {
+            let range = index * task_len..len.min((index + 1) * task_len);
+            // SAFETY: tasks have disjoint ranges.
+            task(range.clone(), unsafe { out.part(range) });
+        });
+    }
+}

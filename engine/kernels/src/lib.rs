@@ -1,0 +1,40 @@
+//! The arithmetic under the model: block formats, matrix products, attention, norms, and the threads that share them.
+//!
+//! Read `kernels.rs` first: [`Kernels`] is the one entry, it asserts lengths and then calls the functions of one
+//! [`Isa`], chosen once at run time. Each noun (`dequantize`, `matmul`, `attention`, `elementwise`) has a `scalar.rs`,
+//! which is its meaning, and one file per instruction set.
+//!
+//! **Batch invariance.** Every number here depends only on the row it belongs to: not on the other rows of the call,
+//! its place among them, the number of threads, or how the rows are chunked into calls. Each dot product walks its
+//! terms in one order per instruction set, whatever the tile around it. Different instruction sets may differ in the
+//! last bits, except in decoding weights, which is bit-equal everywhere.
+
+// This is the only crate of the workspace that may be unsafe: intrinsics, and slices shared between threads.
+#![allow(unsafe_code)]
+
+mod attention;
+mod dequantize;
+mod dtype;
+mod elementwise;
+mod error;
+mod isa;
+mod kernels;
+mod matmul;
+mod matrix;
+mod pool;
+mod reduce;
+mod rope;
+#[cfg(test)]
+mod samples;
+mod shared;
+mod table;
+
+pub use attention::{Attention, AttentionRow, KvShape};
+pub use dtype::DType;
+pub use error::KernelsError;
+pub use isa::Isa;
+pub use kernels::Kernels;
+pub use matrix::Matrix;
+pub use pool::Pool;
+pub use reduce::{argmax, log_sum_exp};
+pub use rope::{Rope, RopeStyle};

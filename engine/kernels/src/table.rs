@@ -1,0 +1,91 @@
+//! The functions of one instruction set. `Kernels` picks a table once and calls through it.
+
+use crate::matmul::Tile;
+use crate::{DType, Isa, RopeStyle, attention, dequantize, elementwise, matmul};
+
+type Dot4 = unsafe fn(DType, [&[u8]; 4], usize, &[f32]) -> [f32; 4];
+type Weigh = unsafe fn(&mut [f32], f32, &[f32], &[&[f32]]);
+
+/// One function per kernel, all for the same instruction set.
+///
+/// Every function is unsafe to call for one reason: the processor must have the instruction set. Lengths are asserted
+/// inside, or by the slices they arrive in.
+pub(crate) struct Table {
+    /// Decodes `src`, whole blocks, into `out`.
+    pub(crate) decode: unsafe fn(DType, &[u8], &mut [f32]),
+    /// Dots four stored rows with one activation row whose length is a multiple of 32; what comes next in memory is
+    /// that many bytes ahead.
+    pub(crate) dot4: Dot4,
+    /// Dots four decoded rows with up to `tile_rows` activation rows.
+    pub(crate) tile: unsafe fn(&Tile<'_>, &mut matmul::TileSums),
+    /// The most activation rows that `tile` takes at its best.
+    pub(crate) tile_rows: usize,
+    /// `out = x / sqrt(mean(x^2) + eps) * weight` of one row.
+    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    /// `gate = silu(gate) * up`.
+    pub(crate) swiglu: unsafe fn(&mut [f32], &[f32]),
+    /// `x += y`.
+    pub(crate) add: unsafe fn(&mut [f32], &[f32]),
+    /// Rotates one head by `cos` and `sin`.
+    pub(crate) rotate: unsafe fn(RopeStyle, &[f32], &[f32], &mut [f32]),
+    /// One step of the online softmax.
+    pub(crate) softmax: unsafe fn(&mut attention::Scores, f32, &mut attention::Softmax) -> f32,
+    /// `acc = acc * correction + sum_j p_j v_j`.
+    pub(crate) weigh: Weigh,
+}
+
+impl Table {
+    /// The table of `isa`, which the caller has found available.
+    pub(crate) fn of(isa: Isa) -> &'static Table {
+        match isa {
+            Isa::Scalar => &SCALAR,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &AVX512,
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => unreachable!("invariant: `{isa}` is never available here"),
+        }
+    }
+}
+
+static SCALAR: Table = Table {
+    decode: dequantize::scalar::decode,
+    dot4: matmul::scalar::dot4,
+    tile: matmul::scalar::tile,
+    tile_rows: matmul::scalar::TILE_ROWS,
+    rms_norm: elementwise::scalar::rms_norm,
+    swiglu: elementwise::scalar::swiglu,
+    add: elementwise::scalar::add,
+    rotate: elementwise::scalar::rotate,
+    softmax: attention::scalar::softmax,
+    weigh: attention::scalar::weigh,
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX2: Table = Table {
+    decode: dequantize::avx2::decode,
+    dot4: matmul::avx2::dot4,
+    tile: matmul::avx2::tile,
+    tile_rows: matmul::avx2::TILE_ROWS,
+    rms_norm: elementwise::avx2::rms_norm,
+    swiglu: elementwise::avx2::swiglu,
+    add: elementwise::avx2::add,
+    rotate: elementwise::avx2::rotate,
+    softmax: attention::avx2::softmax,
+    weigh: attention::avx2::weigh,
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX512: Table = Table {
+    decode: dequantize::avx512::decode,
+    dot4: matmul::avx512::dot4,
+    tile: matmul::avx512::tile,
+    tile_rows: matmul::avx512::TILE_ROWS,
+    rms_norm: elementwise::avx512::rms_norm,
+    swiglu: elementwise::avx512::swiglu,
+    add: elementwise::avx512::add,
+    rotate: elementwise::avx512::rotate,
+    softmax: attention::avx512::softmax,
+    weigh: attention::avx512::weigh,
+};
