@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bespoke_domain::{
-    Choice, Delta, Event, FinishReason, Finished, Request, Started, Timings, TokenId, TokenLogprob, Usage,
+    Choice, Delta, Event, FinishReason, Finished, Request, Started, Template, Timings, TokenId, TokenLogprob, Usage,
 };
 
 use crate::{EngineError, error::Stage, outlet::Outlet, sequence::Sequence};
@@ -14,6 +14,8 @@ pub(crate) struct Job {
     /// Sent when the request is admitted.
     pub(crate) started: Started,
     pub(crate) prompt: Vec<TokenId>,
+    /// The template in use: its stop strings end the answer too.
+    pub(crate) template: Template,
     /// For a score: the first place of the continuation; nothing is generated then.
     pub(crate) score_from: Option<usize>,
     pub(crate) outlet: Outlet,

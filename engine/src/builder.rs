@@ -24,7 +24,7 @@ use crate::{
 
 /// The number of tokens of a KV block: small, so that little is wasted at the end of a sequence, and a multiple of what a
 /// vector register holds.
-const BLOCK_TOKENS: usize = 16;
+pub(crate) const BLOCK_TOKENS: usize = 16;
 /// The default bound of the KV cache in bytes. Memory is taken from the system only as blocks are first used.
 const KV_BYTES: usize = 2 << 30;
 /// The most places of a step whose logits are computed, unless more sequences run: each costs a row of the vocabulary.
@@ -131,7 +131,7 @@ impl EngineBuilder {
         let model = Model::from_source(&source, options)?;
         let num_blocks = self.num_blocks(&model)?;
         let language = Arc::new(self.language(&source, &model, num_blocks)?);
-        let info = ModelInfo::new(&model, &language, num_threads);
+        let info = ModelInfo::new(&model, &language, num_threads, num_blocks);
         let worker_parts = self.worker(model, language.clone(), num_blocks);
         start(worker_parts, language, info, self.queue_max)
     }

@@ -18,6 +18,7 @@ use futures::StreamExt;
 use crate::{
     EngineBuilder, EngineError, Generation, RenderedPrompt,
     active::Job,
+    builder::BLOCK_TOKENS,
     language::Language,
     outlet::{Doorbell, outlet},
     status::Status,
@@ -68,6 +69,10 @@ pub struct ModelInfo {
     pub isa: String,
     /// The threads that compute.
     pub num_threads: u32,
+    /// The tokens that the KV cache holds.
+    pub kv_tokens_max: u64,
+    /// The blocks that the KV cache has.
+    pub num_blocks: u32,
 }
 
 /// How busy an engine is.
@@ -117,18 +122,22 @@ impl Engine {
     ///
     /// **Errors**: as [`Engine::generate_until`].
     pub async fn score(&self, request: ScoreRequest, deadline: Option<Instant>) -> Result<Score, EngineError> {
+        self.start_score(request, deadline)?.score().await
+    }
+
+    /// Renders, tokenizes and queues a request for a score; [`Scoring::score`] waits for it.
+    ///
+    /// **Errors**: as [`Engine::generate_until`].
+    pub fn start_score(&self, request: ScoreRequest, deadline: Option<Instant>) -> Result<Scoring, EngineError> {
         let (generation, prompt_tokens) = self.submit_score(request, deadline)?;
-        let mut events = generation;
-        let mut tokens = Vec::new();
-        while let Some(event) = events.next().await {
-            if let Event::Delta(delta) = event? {
-                tokens = delta.prompt_logprobs;
-            }
-        }
-        // The prompt's own first token has an entry where the prompt is that one token.
-        tokens.retain(|token| token.logprob.is_some());
-        let total_logprob = tokens.iter().filter_map(|token| token.logprob).map(f64::from).sum();
-        Ok(Score { tokens, total_logprob, prompt_tokens })
+        Ok(Scoring { generation, prompt_tokens })
+    }
+
+    /// Checks that ids are in the vocabulary.
+    ///
+    /// **Errors**: the first id that is not, as an entry of `field`.
+    pub fn check_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), Invalid> {
+        self.0.language.check_ids(field, ids.iter().copied())
     }
 
     /// Renders and tokenizes a prompt without running it, or with `response` a training row.
@@ -162,6 +171,12 @@ impl Engine {
             num_running: status.num_running.load(Ordering::SeqCst),
             num_blocks_in_use: status.num_blocks_in_use.load(Ordering::SeqCst),
         }
+    }
+
+    /// Whether no request is in the engine.
+    pub fn is_idle(&self) -> bool {
+        let load = self.load();
+        load.num_waiting + load.num_running + load.num_blocks_in_use == 0
     }
 
     /// Returns the time since the engine was built.
@@ -225,8 +240,16 @@ impl Engine {
             cached_tokens: 0,
             seed: request.sampling.seed.unwrap_or_else(random),
         };
-        let job =
-            Job { request, started, prompt: prompt.token_ids, score_from, outlet, arrived: Instant::now(), deadline };
+        let job = Job {
+            request,
+            started,
+            prompt: prompt.token_ids,
+            template: prompt.template,
+            score_from,
+            outlet,
+            arrived: Instant::now(),
+            deadline,
+        };
         // The places are counted, so the channel has room; it is closed once the thread has ended.
         self.0.intake.try_send(job).map_err(|_| EngineError::Stopping)?;
         self.0.doorbell.ring();
@@ -244,6 +267,32 @@ impl Engine {
             Ok(_) => Ok(()),
             Err(_) => Err(EngineError::QueueFull { limit, retry_after: RETRY_AFTER }),
         }
+    }
+}
+
+/// A score that is being computed. Dropping it cancels the request.
+#[derive(Debug)]
+#[must_use = "dropping a scoring cancels its request"]
+pub struct Scoring {
+    generation: Generation,
+    prompt_tokens: u32,
+}
+
+impl Scoring {
+    /// Waits for the score.
+    ///
+    /// **Errors**: a deadline that came, an engine that stopped.
+    pub async fn score(mut self) -> Result<Score, EngineError> {
+        let mut tokens = Vec::new();
+        while let Some(event) = self.generation.next().await {
+            if let Event::Delta(delta) = event? {
+                tokens = delta.prompt_logprobs;
+            }
+        }
+        // The prompt's own first token has an entry where the prompt is that one token.
+        tokens.retain(|token| token.logprob.is_some());
+        let total_logprob = tokens.iter().filter_map(|token| token.logprob).map(f64::from).sum();
+        Ok(Score { tokens, total_logprob, prompt_tokens: self.prompt_tokens })
     }
 }
 
@@ -272,7 +321,7 @@ impl Drop for Inner {
 }
 
 impl ModelInfo {
-    pub(crate) fn new(model: &Model, language: &Language, num_threads: usize) -> Self {
+    pub(crate) fn new(model: &Model, language: &Language, num_threads: usize, num_blocks: usize) -> Self {
         let config = model.config();
         Self {
             name: model.name().to_owned(),
@@ -287,6 +336,8 @@ impl ModelInfo {
             default_template: language.default_template(),
             isa: model.isa(),
             num_threads: num_threads as u32,
+            kv_tokens_max: (num_blocks * BLOCK_TOKENS) as u64,
+            num_blocks: num_blocks as u32,
         }
     }
 }

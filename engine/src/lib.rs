@@ -50,7 +50,7 @@ pub use bespoke_domain as domain;
 pub use bespoke_domain::Event;
 pub use bespoke_model::{ModelError, Tokenizer};
 pub use builder::EngineBuilder;
-pub use engine::{Engine, Load, ModelInfo};
+pub use engine::{Engine, Load, ModelInfo, Scoring};
 pub use error::{EngineError, Stage};
 pub use language::RenderedPrompt;
 pub use outlet::Generation;

@@ -104,8 +104,7 @@ impl Worker {
     fn sequence(&self, job: &Job, choice: u32, max_new_tokens: u32) -> Sequence {
         let at_text_start = job.prompt.len() == 1 && Some(job.prompt[0]) == self.language.tokenizer.bos();
         let mut stop_strings = job.request.stop.strings.clone();
-        let template = job.request.spec.template.unwrap_or_else(|| self.language.default_template());
-        stop_strings.extend(template.stop_strings().iter().map(|&stop| stop.to_owned()));
+        stop_strings.extend(job.template.stop_strings().iter().map(|&stop| stop.to_owned()));
         let options = DetokenizerOptions {
             skip_control: true,
             at_text_start,

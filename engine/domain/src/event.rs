@@ -57,7 +57,7 @@ impl std::fmt::Debug for Delta {
 }
 
 /// The log-probability of one token, natural logarithm.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct TokenLogprob {
     /// The token.
     pub token: TokenId,
@@ -70,7 +70,7 @@ pub struct TokenLogprob {
 }
 
 /// One of the most likely tokens at a place.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct TopLogprob {
     /// The token.
     pub token: TokenId,
@@ -78,6 +78,20 @@ pub struct TopLogprob {
     pub bytes: Vec<u8>,
     /// Its log-probability, natural logarithm.
     pub logprob: f32,
+}
+
+/// Hides the text: answers are not logged.
+impl std::fmt::Debug for TokenLogprob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TokenLogprob({}, {:?}, {:?})", self.token, self.logprob, self.top)
+    }
+}
+
+/// Hides the text: answers are not logged.
+impl std::fmt::Debug for TopLogprob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TopLogprob({}, {})", self.token, self.logprob)
+    }
 }
 
 /// Why a choice ended.

@@ -65,7 +65,7 @@ impl std::fmt::Debug for Prompt {
 }
 
 /// A prompt with its persona and the way in which both become text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PromptSpec {
     /// What the user asks.
     pub prompt: Prompt,
@@ -78,6 +78,14 @@ pub struct PromptSpec {
     pub persona_in_prompt: bool,
     /// Text that the answer starts with. It is part of the prompt, not of the answer.
     pub response_prefix: String,
+}
+
+/// Hides the texts: prompts are not logged.
+impl std::fmt::Debug for PromptSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { prompt, persona, template, .. } = self;
+        write!(f, "PromptSpec({prompt:?}, {persona:?}, {template:?})")
+    }
 }
 
 impl PromptSpec {

@@ -10,7 +10,7 @@ pub enum SpanKind {
 }
 
 /// One piece of a rendered prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Span {
     /// The text, never empty.
     pub text: String,
@@ -18,6 +18,13 @@ pub struct Span {
     pub kind: SpanKind,
     /// Whether training on the completion alone counts the loss of this span.
     pub trained: bool,
+}
+
+/// Hides the text: prompts are not logged.
+impl std::fmt::Debug for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Span({:?}, {} bytes, trained: {})", self.kind, self.text.len(), self.trained)
+    }
 }
 
 /// A rendered prompt, ready for the tokenizer.

@@ -1,2 +1,48 @@
-//! Being written.
-fn main() {}
+//! `bespoke-engine`: serve a model, try a prompt, fetch models.
+
+use bespoke_server::{Config, Listing, LogFormat, Options, Pull, Try};
+use clap::{Parser, Subcommand};
+
+/// Streams answers of a language model, tailored to a persona, over gRPC or to the terminal.
+#[derive(Parser)]
+#[command(name = "bespoke-engine", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a model over gRPC until SIGTERM or SIGINT.
+    ///
+    /// Options are taken from flags, then from the environment, then from the TOML file of --config, then from the defaults.
+    /// The first signal drains: health turns NOT_SERVING, new requests get UNAVAILABLE, those taken in may end within the
+    /// grace period. A second signal exits at once.
+    Serve(Box<Options>),
+    /// Answer one prompt in this process and stream the answer to the terminal.
+    Try(Try),
+    /// Fetch a model into the local cache and print its path.
+    Pull(Pull),
+    /// List the models in the local cache and those that `pull` knows by name.
+    Models(Listing),
+}
+
+/// What the commands other than `serve` log: warnings, and a pull's progress where standard error is not a terminal.
+const QUIET: &str = "warn,bespoke_store=info";
+
+fn main() -> anyhow::Result<()> {
+    let command = Arguments::parse().command;
+    if !matches!(command, Command::Serve(_)) {
+        bespoke_server::start_logs(LogFormat::Pretty, QUIET)?;
+    }
+    match command {
+        Command::Serve(options) => {
+            let config = Config::resolve(*options)?;
+            bespoke_server::start_logs(config.log_format, &config.log_filter)?;
+            bespoke_server::serve(config)
+        }
+        Command::Try(arguments) => bespoke_server::try_prompt(&arguments),
+        Command::Pull(arguments) => bespoke_server::pull(&arguments),
+        Command::Models(arguments) => bespoke_server::list_models(&arguments),
+    }
+}

@@ -1,0 +1,258 @@
+//! The configuration of `serve`: [`Options`] are what was typed or written, [`Config`] is what holds.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use bespoke_domain::{Persona, PersonaId};
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The options of `serve`, each from a flag, an environment variable or the TOML file.
+#[derive(Args, Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// TOML file with these options, names in snake case, and a [personas] table of id = "text".
+    #[arg(long, env = "BESPOKE_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Model: a path, a name that `models` lists, or a hub id. Fetched if it is not cached. Default: smollm2-135m-instruct.
+    #[arg(long, env = "BESPOKE_MODEL")]
+    pub model: Option<String>,
+    /// Address to listen on; port 0 lets the system choose. Default: 127.0.0.1:50051.
+    #[arg(long, env = "BESPOKE_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// File to write the bound address to once the server listens. Default: none.
+    #[arg(long, env = "BESPOKE_PORT_FILE", value_name = "FILE")]
+    pub port_file: Option<PathBuf>,
+    /// Threads that compute, at least 1. Default: the number of cores.
+    #[arg(long, env = "BESPOKE_NUM_THREADS", value_name = "N")]
+    pub num_threads: Option<usize>,
+    /// Sequences that run at once, 1 to 1024. Default: 32.
+    #[arg(long, env = "BESPOKE_SEQUENCES_MAX", value_name = "N")]
+    pub sequences_max: Option<usize>,
+    /// Requests that wait; one more gets RESOURCE_EXHAUSTED. 1 to 65536. Default: 256.
+    #[arg(long, env = "BESPOKE_QUEUE_MAX", value_name = "N")]
+    pub queue_max: Option<usize>,
+    /// Tokens of one step, from the number of sequences to 8192. Default: 256.
+    #[arg(long, env = "BESPOKE_STEP_TOKENS_MAX", value_name = "TOKENS")]
+    pub step_tokens_max: Option<usize>,
+    /// Tokens that the KV cache holds, at least 16. Default: as many as fit in 2 GiB.
+    #[arg(long, env = "BESPOKE_KV_TOKENS", value_name = "TOKENS")]
+    pub kv_tokens: Option<usize>,
+    /// Tokens of prompt and answer together, at least 2. Default: what the model was trained for.
+    #[arg(long, env = "BESPOKE_CONTEXT_TOKENS_MAX", value_name = "TOKENS")]
+    pub context_tokens_max: Option<usize>,
+    /// Size of a request message, in bytes, 1024 to 1073741824. Default: 4194304.
+    #[arg(long, env = "BESPOKE_MESSAGE_BYTES_MAX", value_name = "BYTES")]
+    pub message_bytes_max: Option<usize>,
+    /// Persona of requests that ask for the system persona. Default: none.
+    #[arg(long, env = "BESPOKE_SYSTEM_PERSONA", value_name = "TEXT")]
+    pub system_persona: Option<String>,
+    /// Seconds that requests have to end after a signal, 0 to 3600. Default: 30.
+    #[arg(long, env = "BESPOKE_GRACE_S", value_name = "SECONDS")]
+    pub grace_s: Option<u64>,
+    /// Look of the log lines. Default: pretty.
+    #[arg(long, env = "BESPOKE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Which log lines, as tracing directives such as info or bespoke_engine=debug. Default: info.
+    #[arg(long, env = "BESPOKE_LOG_FILTER", value_name = "DIRECTIVES")]
+    pub log_filter: Option<String>,
+    /// Personas that requests may name, from the TOML file only.
+    #[arg(skip)]
+    pub personas: BTreeMap<String, String>,
+}
+
+/// The resolved configuration of `serve`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Reference of the model.
+    pub model: String,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where to write the bound address.
+    pub port_file: Option<PathBuf>,
+    /// See [`bespoke_engine::EngineBuilder::num_threads`].
+    pub num_threads: Option<usize>,
+    /// See [`bespoke_engine::EngineBuilder::sequences_max`].
+    pub sequences_max: usize,
+    /// See [`bespoke_engine::EngineBuilder::queue_max`].
+    pub queue_max: usize,
+    /// See [`bespoke_engine::EngineBuilder::step_tokens_max`].
+    pub step_tokens_max: usize,
+    /// See [`bespoke_engine::EngineBuilder::kv_tokens`].
+    pub kv_tokens: Option<usize>,
+    /// See [`bespoke_engine::EngineBuilder::context_tokens_max`].
+    pub context_tokens_max: Option<usize>,
+    /// The largest request message.
+    pub message_bytes_max: usize,
+    /// The system persona.
+    pub system_persona: Option<Persona>,
+    /// The personas by id.
+    pub personas: BTreeMap<PersonaId, Persona>,
+    /// How long requests may go on after a signal.
+    pub grace: Duration,
+    /// The look of the log lines.
+    pub log_format: LogFormat,
+    /// Which log lines.
+    pub log_filter: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model: bespoke_store::DEFAULT_MODEL.to_owned(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
+            port_file: None,
+            num_threads: None,
+            sequences_max: 32,
+            queue_max: 256,
+            step_tokens_max: 256,
+            kv_tokens: None,
+            context_tokens_max: None,
+            message_bytes_max: 4 << 20,
+            system_persona: None,
+            personas: BTreeMap::new(),
+            grace: Duration::from_secs(30),
+            log_format: LogFormat::Pretty,
+            log_filter: "info".to_owned(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file that the options name, fills in the defaults and checks everything.
+    pub fn resolve(options: Options) -> anyhow::Result<Self> {
+        let file = match &options.config {
+            Some(path) => read_file(path)?,
+            None => Options::default(),
+        };
+        Self::checked(options.or(file))
+    }
+
+    fn checked(options: Options) -> anyhow::Result<Self> {
+        let default = Self::default();
+        let message_bytes_max = options.message_bytes_max.unwrap_or(default.message_bytes_max);
+        if !(1024..=1 << 30).contains(&message_bytes_max) {
+            bail!("message_bytes_max is {message_bytes_max}, must be 1024..=1073741824");
+        }
+        let grace_s = options.grace_s.unwrap_or(default.grace.as_secs());
+        if grace_s > 3600 {
+            bail!("grace_s is {grace_s}, must be 0..=3600");
+        }
+        let mut personas = BTreeMap::new();
+        for (id, text) in options.personas {
+            let persona = Persona::new(text).with_context(|| format!("personas.{id}"))?;
+            personas.insert(PersonaId::new(id)?, persona);
+        }
+        Ok(Self {
+            model: options.model.unwrap_or(default.model),
+            listen: options.listen.unwrap_or(default.listen),
+            port_file: options.port_file,
+            num_threads: options.num_threads,
+            sequences_max: options.sequences_max.unwrap_or(default.sequences_max),
+            queue_max: options.queue_max.unwrap_or(default.queue_max),
+            step_tokens_max: options.step_tokens_max.unwrap_or(default.step_tokens_max),
+            kv_tokens: options.kv_tokens,
+            context_tokens_max: options.context_tokens_max,
+            message_bytes_max,
+            system_persona: options.system_persona.map(Persona::new).transpose().context("system_persona")?,
+            personas,
+            grace: Duration::from_secs(grace_s),
+            log_format: options.log_format.unwrap_or(default.log_format),
+            log_filter: options.log_filter.unwrap_or(default.log_filter),
+        })
+    }
+}
+
+impl Options {
+    /// Takes each option from here, or where it is not given, from `other`.
+    fn or(self, other: Self) -> Self {
+        Self {
+            config: self.config.or(other.config),
+            model: self.model.or(other.model),
+            listen: self.listen.or(other.listen),
+            port_file: self.port_file.or(other.port_file),
+            num_threads: self.num_threads.or(other.num_threads),
+            sequences_max: self.sequences_max.or(other.sequences_max),
+            queue_max: self.queue_max.or(other.queue_max),
+            step_tokens_max: self.step_tokens_max.or(other.step_tokens_max),
+            kv_tokens: self.kv_tokens.or(other.kv_tokens),
+            context_tokens_max: self.context_tokens_max.or(other.context_tokens_max),
+            message_bytes_max: self.message_bytes_max.or(other.message_bytes_max),
+            system_persona: self.system_persona.or(other.system_persona),
+            grace_s: self.grace_s.or(other.grace_s),
+            log_format: self.log_format.or(other.log_format),
+            log_filter: self.log_filter.or(other.log_filter),
+            personas: if self.personas.is_empty() { other.personas } else { self.personas },
+        }
+    }
+}
+
+fn read_file(path: &Path) -> anyhow::Result<Options> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // The error of the parser names line, column and key.
+    toml::from_str(&text).with_context(|| format!("{} is not a configuration", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> anyhow::Result<Config> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::resolve(Options { config: Some(path), ..Options::default() })
+    }
+
+    #[test]
+    fn the_shipped_file_says_the_defaults() {
+        assert_eq!(parse(include_str!("../bespoke-engine.toml")).unwrap(), Config::default());
+        // With its examples switched on it still parses, so every option in it exists.
+        let uncommented: String = include_str!("../bespoke-engine.toml")
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n")
+            .collect();
+        let config = parse(&uncommented).unwrap();
+        assert_eq!(config.personas.len(), 2);
+        assert!(config.system_persona.is_some() && config.kv_tokens.is_some() && config.port_file.is_some());
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.toml");
+        std::fs::write(&path, "queue_max = 7\nsequences_max = 3\n").unwrap();
+        let options = Options { config: Some(path), queue_max: Some(9), ..Options::default() };
+        let config = Config::resolve(options).unwrap();
+        assert_eq!((config.queue_max, config.sequences_max), (9, 3));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let error = |text| format!("{:#}", parse(text).unwrap_err());
+        assert!(error("listne = \"x\"").contains("unknown field `listne`"));
+        assert!(error("\nlisten = \"nowhere\"").contains("line 2"));
+        assert!(error("grace_s = 9999").contains("grace_s"));
+        assert!(error("message_bytes_max = 1").contains("message_bytes_max"));
+        assert!(error("[personas]\na = \" \"").contains("personas.a"));
+        let missing = Options { config: Some("absent.toml".into()), ..Options::default() };
+        assert!(format!("{:#}", Config::resolve(missing).unwrap_err()).contains("absent.toml"));
+    }
+}

@@ -1,0 +1,19 @@
+//! Structured logs on standard error. Prompts, personas and answers are in none of them.
+
+use anyhow::Context;
+use tracing_subscriber::EnvFilter;
+
+use crate::LogFormat;
+
+/// Starts to log.
+///
+/// **Errors**: directives that are wrong.
+pub fn start_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("log_filter `{filter}` is wrong"))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Pretty => logs.init(),
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! `GenerationService`: streams, whole answers and scores.
+
+use std::{pin::Pin, time::Instant};
+
+use bespoke_domain as domain;
+use bespoke_engine::{EngineError, Event, Generation, Stage};
+use bespoke_proto::{
+    GenerateRequest, GenerateResponse, GenerateStreamRequest, GenerateStreamResponse, Generated, ScoreRequest,
+    ScoreResponse, generation_service_server::GenerationService, invalid_status,
+};
+use futures::{Stream, StreamExt};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use super::{Services, checked};
+use crate::{deadline::deadline, status::status};
+
+#[tonic::async_trait]
+impl GenerationService for Services {
+    type GenerateStreamStream = Pin<Box<dyn Stream<Item = Result<GenerateStreamResponse, Status>> + Send>>;
+
+    async fn generate_stream(
+        &self,
+        request: Request<GenerateStreamRequest>,
+    ) -> Result<Response<Self::GenerateStreamStream>, Status> {
+        let deadline = read_deadline(request.metadata())?;
+        let generation = self.start(checked(request.into_inner())?, deadline).await?;
+        let events = generation.map(|event| event.map(Into::into).map_err(|error| status(&error)));
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<GenerateResponse>, Status> {
+        let deadline = read_deadline(request.metadata())?;
+        let generation = self.start(checked(request.into_inner())?, deadline).await?;
+        let events = gather(generation, deadline).await.map_err(|error| status(&error))?;
+        let generated = Generated::gather(events);
+        let generated = generated.map_err(|invalid| status(&EngineError::Internal(invalid.to_string())))?;
+        Ok(Response::new(generated.into()))
+    }
+
+    async fn score(&self, request: Request<ScoreRequest>) -> Result<Response<ScoreResponse>, Status> {
+        let deadline = read_deadline(request.metadata())?;
+        let request: domain::ScoreRequest = checked(request.into_inner())?;
+        let scoring = self.blocking(move |engine| engine.start_score(request, deadline)).await?;
+        let score = match deadline {
+            Some(at) => tokio::time::timeout_at(at.into(), scoring.score()).await,
+            None => Ok(scoring.score().await),
+        };
+        let score = score.unwrap_or(Err(EngineError::DeadlineExceeded(Stage::Prefill)));
+        Ok(Response::new(score.map_err(|error| status(&error))?.into()))
+    }
+}
+
+impl Services {
+    async fn start(&self, request: domain::Request, deadline: Option<Instant>) -> Result<Generation, Status> {
+        self.blocking(move |engine| engine.generate_until(request, deadline)).await
+    }
+}
+
+fn read_deadline(metadata: &MetadataMap) -> Result<Option<Instant>, Status> {
+    deadline(metadata, Instant::now()).map_err(|invalid| invalid_status(&invalid))
+}
+
+/// Reads all events, at most until the deadline.
+///
+/// The engine sees a deadline only between two steps; the transport would end the call before that with CANCELLED.
+async fn gather(mut generation: Generation, deadline: Option<Instant>) -> Result<Vec<Event>, EngineError> {
+    let mut events = Vec::new();
+    let read_all = async {
+        while let Some(event) = generation.next().await {
+            events.push(event?);
+        }
+        Ok(())
+    };
+    let read = match deadline {
+        Some(at) => tokio::time::timeout_at(at.into(), read_all).await,
+        None => Ok(read_all.await),
+    };
+    match read {
+        Ok(result) => result.map(|()| events),
+        Err(_) => Err(EngineError::DeadlineExceeded(match events.len() {
+            0 => Stage::Queue,
+            1 => Stage::Prefill,
+            _ => Stage::Decode,
+        })),
+    }
+}
