@@ -83,7 +83,7 @@ pub(crate) fn python_tests(workspace: &Workspace, totals: &mut Totals) -> Result
         return Ok(());
     }
     let requirements = std::fs::read_to_string(&manifest).with_context(|| format!("read `{}`", manifest.display()))?;
-    let editable = format!("{}[test]", folder.display());
+    let editable = format!("{}[test,dev]", folder.display());
     let bin = venv::bin_dir(&workspace.cache, &requirements, &["--editable", &editable])?;
     let binary = engine_binary(workspace)?;
     let mut command = Command::new(bin.join("python"));

@@ -393,7 +393,8 @@ mod tests {
 
     #[test]
     fn limits_name_their_field() {
-        let bad: [(&str, fn(&mut Generate)); 8] = [
+        type Break = fn(&mut Generate);
+        let bad: [(&str, Break); 8] = [
             ("max_new_tokens", |g| g.max_new_tokens = 0),
             ("min_new_tokens", |g| g.min_new_tokens = 1000),
             ("n", |g| g.n = 0),

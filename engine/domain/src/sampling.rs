@@ -110,7 +110,8 @@ mod tests {
 
     #[test]
     fn every_parameter_is_checked() {
-        let bad: [(&str, fn(&mut SamplingParams)); 9] = [
+        type Break = fn(&mut SamplingParams);
+        let bad: [(&str, Break); 9] = [
             ("temperature", |p| p.temperature = -1.0),
             ("temperature", |p| p.temperature = f32::NAN),
             ("top_p", |p| p.top_p = 0.0),

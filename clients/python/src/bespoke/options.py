@@ -1,0 +1,66 @@
+"""The keyword parameters of the methods, named as on the wire. Leaving one out, or None, means the server's default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Literal, Union
+
+    from bespoke.prompt import Message, Persona, Template
+
+    MessageLike = Union[Message, Mapping[str, str]]
+    PersonaLike = Union[Persona, str]
+    TemplateLike = Union[Template, Literal["paper", "chat", "none"]]
+
+
+class PromptOptions(TypedDict, total=False):
+    """What is asked beside the plain prompt, for whom, and how both become text.
+
+    Exactly one of `prompt`, `messages` and `token_ids` is given. A message is a `Message` or a mapping with `role` and
+    `content`; a persona is its text or a `Persona`.
+    """
+
+    messages: Sequence[MessageLike] | None
+    token_ids: Sequence[int] | None
+    persona: PersonaLike | None
+    template: TemplateLike | None
+    persona_in_prompt: bool | None
+    response_prefix: str | None
+
+
+class RequestOptions(PromptOptions, total=False):
+    """A prompt, and how the server names and queues the request."""
+
+    request_id: str | None
+    priority: int | None
+
+
+class GenerateOptions(RequestOptions, total=False):
+    """All parameters of a generation.
+
+    The members of `StopParams` are `stop_strings`, `stop_token_ids` and `ignore_end`; those of `LogprobsParams` are
+    `logprobs` (its `sampled`), `top_logprobs` and `prompt_logprobs`.
+    """
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    stop_strings: Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_end: bool | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    prompt_logprobs: bool | None
+    echo: bool | None
+    n: int | None
+    time_limit_ms: int | None
