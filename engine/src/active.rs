@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use bespoke_domain::{
-    Choice, Delta, Event, FinishReason, Finished, Request, Started, Template, Timings, TokenId, TokenLogprob, Usage,
+    Choice, Delta, Event, FinishReason, Finished, Request, RequestId, Started, Template, Timings, TokenId,
+    TokenLogprob, Usage,
 };
 
 use crate::{EngineError, error::Stage, outlet::Outlet, sequence::Sequence};
@@ -25,6 +26,8 @@ pub(crate) struct Job {
 
 /// A request on the engine's thread.
 pub(crate) struct Active {
+    /// The id, given or chosen.
+    request_id: RequestId,
     pub(crate) request: Request,
     pub(crate) score_from: Option<usize>,
     pub(crate) sequences: Vec<Sequence>,
@@ -43,6 +46,7 @@ impl Active {
     pub(crate) fn new(job: Job, sequences: Vec<Sequence>) -> Self {
         let usage = Usage { prompt_tokens: job.started.prompt_tokens, ..Usage::default() };
         Self {
+            request_id: job.started.request_id.clone(),
             request: job.request,
             score_from: job.score_from,
             sequences,
@@ -136,12 +140,23 @@ impl Active {
             prefill: first_token.duration_since(admitted),
             decode: now.duration_since(first_token),
         };
+        let usage = self.usage;
+        tracing::debug!(
+            request_id = self.request_id.as_str(),
+            prompt_tokens = usage.prompt_tokens,
+            generated_tokens = usage.generated_tokens,
+            queue_ms = timings.queue.as_millis() as u64,
+            prefill_ms = timings.prefill.as_millis() as u64,
+            decode_ms = timings.decode.as_millis() as u64,
+            "finished"
+        );
         let choices: Vec<Choice> = self.sequences.into_iter().filter_map(|sequence| sequence.end).collect();
-        self.outlet.end(Ok(Event::Finished(Finished { choices, usage: self.usage, timings })));
+        self.outlet.end(Ok(Event::Finished(Finished { choices, usage, timings })));
     }
 
     /// Sends an error as the terminal event.
     pub(crate) fn fail(self, error: EngineError) {
+        tracing::debug!(request_id = self.request_id.as_str(), %error, "failed");
         self.outlet.end(Err(error));
     }
 }

@@ -25,7 +25,7 @@ pub use v1::*;
 /// All files of `bespoke.v1`, encoded as a `google.protobuf.FileDescriptorSet`, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bespoke.v1.bin"));
 
-#[allow(missing_docs, clippy::all, rustdoc::all)]
+#[allow(missing_docs, clippy::all, rustdoc::all, reason = "generated code; the .proto files are its documentation")]
 mod v1 {
     include!(concat!(env!("OUT_DIR"), "/bespoke.v1.rs"));
 }

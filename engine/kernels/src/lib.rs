@@ -9,8 +9,10 @@
 //! terms in one order per instruction set, whatever the tile around it. Different instruction sets may differ in the
 //! last bits, except in decoding weights, which is bit-equal everywhere.
 
-// This is the only crate of the workspace that may be unsafe: intrinsics, and slices shared between threads.
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "the only crate of the workspace that may be unsafe: intrinsics, and slices shared between threads"
+)]
 
 mod attention;
 mod dequantize;
