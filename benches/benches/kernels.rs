@@ -9,7 +9,9 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use bespoke_kernels::{Attention, AttentionRow, DType, Isa, Kernels, KvShape, Matrix};
+use bespoke_kernels::{
+    Attention, AttentionRow, DType, Isa, Kernels, KvShape, Matrix, PackedMatrix, PackedProduct, Quantized, Roofline,
+};
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -18,6 +20,8 @@ const SHAPES: [(usize, usize); 3] = [(576, 1536), (1536, 576), (49152, 576)];
 const DTYPES: [DType; 4] = [DType::Q4_1, DType::Q8_0, DType::Q4K, DType::F32];
 /// Bytes of weights to rotate over: more than both second-level caches together.
 const WORKING_SET: usize = 8 << 20;
+/// Bytes of packed weights to rotate over: a whole small model.
+const PACKED_SET: usize = 96 << 20;
 
 /// The scalar reference, and what this machine detects.
 fn kernels() -> Vec<Kernels> {
@@ -67,12 +71,82 @@ fn matmul(c: &mut Criterion) {
     }
 }
 
+/// `(rows, cols)` of the packed weights: feed-forward and output of SmolLM2-135M, and of Qwen2.5-1.5B.
+const PACKED: [(DType, usize, usize); 7] = [
+    (DType::Q4_0, 1536, 576),
+    (DType::Q4_1, 1536, 576),
+    (DType::Q8_0, 49152, 576),
+    (DType::Q4K, 8960, 1536),
+    (DType::Q4K, 1536, 8960),
+    (DType::Q5K, 1536, 8960),
+    (DType::Q6K, 1536, 8960),
+];
+
+/// Quantized activations times packed weights, and packing itself.
+fn packed(c: &mut Criterion) {
+    let all = kernels();
+    for (dtype, rows, cols) in PACKED {
+        let one = matrix(dtype, rows, cols);
+        let size = rows * dtype.row_bytes(cols).expect("whole blocks");
+        let copies: Vec<&Matrix> = std::iter::repeat_n(&one, PACKED_SET.div_ceil(size)).collect();
+        let pool = all.last().expect("at least scalar").pool();
+        let mut group = c.benchmark_group(format!("pack/{dtype}/{rows}x{cols}"));
+        group.throughput(Throughput::Bytes((size * copies.len()) as u64));
+        group.bench_function("all", |b| b.iter(|| PackedMatrix::pack_all(&copies, pool)));
+        group.finish();
+        let weights: Vec<PackedMatrix> = PackedMatrix::pack_all(&copies, pool).into_iter().flatten().collect();
+        for n in [1, 8, 16, 32, 256] {
+            let (x, mut out) = (floats(n * cols), vec![0.0; n * rows]);
+            let mut group = c.benchmark_group(format!("packed/n={n}/{dtype}/{rows}x{cols}"));
+            group.throughput(Throughput::Elements((n * rows * cols) as u64));
+            for kernels in &all {
+                if kernels.isa() == Isa::Scalar && n * rows * cols > 1 << 24 {
+                    continue;
+                }
+                let mut quantized = Quantized::new();
+                kernels.quantize(&x, n, &mut quantized);
+                let mut turn = weights.iter().cycle();
+                group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
+                    b.iter(|| {
+                        let product = PackedProduct::new(turn.next().expect("a cycle"), black_box(&mut out));
+                        kernels.matmul_packed(&quantized, &mut [product]);
+                    });
+                });
+            }
+        }
+    }
+}
+
+fn quantize(c: &mut Criterion) {
+    let cols = 576;
+    for n in [1, 256] {
+        let (x, weight) = (floats(n * cols), floats(cols));
+        let mut group = c.benchmark_group(format!("rms_norm_quantize/n={n}/{cols}"));
+        group.throughput(Throughput::Elements((n * cols) as u64));
+        for kernels in &kernels() {
+            let mut quantized = Quantized::new();
+            group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
+                b.iter(|| kernels.rms_norm_quantize(black_box(&x), &weight, 1e-5, &mut quantized));
+            });
+        }
+    }
+}
+
+/// Prints what the machine can do at most; 100 MiB of packed weights are read at the speed of memory or of a large
+/// third-level cache.
+#[allow(clippy::print_stdout, reason = "a bench reports on standard output")]
+fn roofline(_: &mut Criterion) {
+    let roofline = Roofline::measure(&kernels().pop().expect("at least scalar"));
+    let macs = roofline.integer_macs_per_s.map_or("none".to_owned(), |macs| format!("{:.0} GMAC/s", macs / 1e9));
+    println!("roofline: read {:.1} GB/s with huge pages, 8-bit integers {macs}", roofline.read_bytes_per_s / 1e9);
+}
+
 fn attention(c: &mut Criterion) {
     let shape = KvShape { block_tokens: 16, kv_heads: 3, head_dim: 64 };
     let (heads, keys) = (9, 512);
     let blocks: Vec<u32> = (0..(keys / shape.block_tokens) as u32).rev().collect();
     let (k, v) = (floats(blocks.len() * shape.block_len()), floats(blocks.len() * shape.block_len()));
-    for num_rows in [1, 64] {
+    for num_rows in [1, 64, 512] {
         let rows = vec![AttentionRow { blocks: &blocks, start: 0, end: keys }; num_rows];
         let q = floats(num_rows * heads * shape.head_dim);
         let mut out = vec![0.0; q.len()];
@@ -99,6 +173,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
-    targets = pool, matmul, attention
+    targets = roofline, pool, quantize, packed, attention, matmul
 }
 criterion_main!(benches);

@@ -1,6 +1,6 @@
 //! An active request: from the moment the engine's thread takes it in until its terminal event.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bespoke_domain::{
     Choice, Delta, Event, FinishReason, Finished, Request, RequestId, Started, Template, Timings, TokenId,
@@ -8,6 +8,10 @@ use bespoke_domain::{
 };
 
 use crate::{EngineError, error::Stage, outlet::Outlet, sequence::Sequence};
+
+/// How long a reader may make no room before its request ends. A slow reader holds neither a place nor blocks that others
+/// need, but its tokens and events stay in memory.
+pub(crate) const STALL_MAX: Duration = Duration::from_secs(60);
 
 /// What the caller's thread hands to the engine's thread.
 pub(crate) struct Job {
@@ -17,6 +21,8 @@ pub(crate) struct Job {
     pub(crate) prompt: Vec<TokenId>,
     /// The template in use: its stop strings end the answer too.
     pub(crate) template: Template,
+    /// The text that the first delta of each choice starts with; empty where none was asked for.
+    pub(crate) echo: String,
     /// For a score: the first place of the continuation; nothing is generated then.
     pub(crate) score_from: Option<usize>,
     pub(crate) outlet: Outlet,
@@ -31,7 +37,8 @@ pub(crate) struct Active {
     pub(crate) request: Request,
     pub(crate) score_from: Option<usize>,
     pub(crate) sequences: Vec<Sequence>,
-    pub(crate) parked: bool,
+    /// Since when the reader has been slow.
+    pub(crate) parked_since: Option<Instant>,
     /// Taken when the request is admitted.
     started: Option<Started>,
     outlet: Outlet,
@@ -50,7 +57,7 @@ impl Active {
             request: job.request,
             score_from: job.score_from,
             sequences,
-            parked: false,
+            parked_since: None,
             started: Some(job.started),
             outlet: job.outlet,
             usage,
@@ -90,6 +97,11 @@ impl Active {
         })
     }
 
+    /// Whether the reader has made no room for so long that the request is given up.
+    pub(crate) fn is_stalled(&self, now: Instant) -> bool {
+        self.parked_since.is_some_and(|since| now.duration_since(since) >= STALL_MAX)
+    }
+
     pub(crate) fn is_out_of_time(&self, now: Instant) -> bool {
         self.request.time_limit.is_some_and(|limit| now.duration_since(self.arrived) >= limit)
     }
@@ -106,6 +118,21 @@ impl Active {
         self.admitted = Some(now);
         self.outlet.send(Event::Started(started));
         true
+    }
+
+    /// Notes how many tokens of the prompt were found in the cache; the first choice tells.
+    pub(crate) fn note_cached(&mut self, num_cached: usize) {
+        // The beginning of a score's continuation does not count as prompt.
+        self.usage.cached_tokens = (num_cached as u32).min(self.usage.prompt_tokens);
+        if let Some(started) = &mut self.started {
+            started.cached_tokens = self.usage.cached_tokens;
+        }
+    }
+
+    /// Notes how many tokens were drafted for a step and how many of them were right.
+    pub(crate) fn note_drafts(&mut self, num_drafted: usize, num_accepted: usize) {
+        self.usage.drafted_tokens += num_drafted as u32;
+        self.usage.accepted_tokens += num_accepted as u32;
     }
 
     /// Notes and sends what a choice has grown by.
@@ -141,7 +168,7 @@ impl Active {
             decode: now.duration_since(first_token),
         };
         let usage = self.usage;
-        tracing::debug!(
+        tracing::info!(
             request_id = self.request_id.as_str(),
             prompt_tokens = usage.prompt_tokens,
             generated_tokens = usage.generated_tokens,
@@ -154,9 +181,15 @@ impl Active {
         self.outlet.end(Ok(Event::Finished(Finished { choices, usage, timings })));
     }
 
+    /// Logs that the caller has gone.
+    pub(crate) fn note_cancel(self) {
+        let generated_tokens = self.usage.generated_tokens;
+        tracing::info!(request_id = self.request_id.as_str(), generated_tokens, "cancelled");
+    }
+
     /// Sends an error as the terminal event.
     pub(crate) fn fail(self, error: EngineError) {
-        tracing::debug!(request_id = self.request_id.as_str(), %error, "failed");
+        tracing::info!(request_id = self.request_id.as_str(), %error, "failed");
         self.outlet.end(Err(error));
     }
 }

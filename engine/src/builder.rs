@@ -13,6 +13,7 @@ use bespoke_model::{KvCache, LoadOptions, Model, ModelSource, Tokenizer, Workspa
 
 use crate::{
     Engine, EngineError, ModelInfo,
+    block_pool::BLOCK_TOKENS,
     engine::Inner,
     language::Language,
     outlet::Doorbell,
@@ -22,9 +23,6 @@ use crate::{
     worker::Worker,
 };
 
-/// The number of tokens of a KV block: small, so that little is wasted at the end of a sequence, and a multiple of what a
-/// vector register holds.
-pub(crate) const BLOCK_TOKENS: usize = 16;
 /// The default bound of the KV cache in bytes. Memory is taken from the system only as blocks are first used.
 const KV_BYTES: usize = 2 << 30;
 /// The most places of a step whose logits are computed, unless more sequences run: each costs a row of the vocabulary.
@@ -121,7 +119,7 @@ impl EngineBuilder {
     /// Loads the model and starts the engine.
     ///
     /// **Errors**: [`EngineError::Option`] for an option out of range, [`EngineError::Model`] for a wrong model file,
-    /// [`EngineError::Render`] for a wrong chat template.
+    /// A chat template that is wrong is logged and left out.
     pub fn build(self) -> Result<Engine, EngineError> {
         self.check()?;
         let path = self.model.as_ref().ok_or_else(|| wrong("model", "is not set"))?;
@@ -154,10 +152,10 @@ impl EngineBuilder {
                 full.min(KV_BYTES / block_bytes.max(1)).max(1)
             }
         };
-        match num_blocks.checked_mul(block_bytes).filter(|&bytes| isize::try_from(bytes).is_ok()) {
-            Some(_) => Ok(num_blocks),
-            None => Err(wrong("kv_tokens", "needs more memory than can be addressed")),
-        }
+        let bytes = num_blocks.checked_mul(block_bytes);
+        // An allocation that fails would end the process; this one says so and is given back at once.
+        let fits = bytes.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok());
+        if fits { Ok(num_blocks) } else { Err(wrong("kv_tokens", "needs more memory than there is")) }
     }
 
     fn language(&self, source: &ModelSource, model: &Model, num_blocks: usize) -> Result<Language, EngineError> {
@@ -165,15 +163,13 @@ impl EngineBuilder {
             Some(gguf) => Tokenizer::from_gguf(gguf)?,
             None => Tokenizer::from_folder(source.path())?,
         };
-        let chat = match tokenizer.chat_template() {
-            Some(template) => Some(ChatTemplate::new(
-                template,
-                tokenizer.bos_text(),
-                tokenizer.eos_text(),
-                tokenizer.control_tokens(),
-            )?),
-            None => None,
-        };
+        let chat = tokenizer.chat_template().and_then(|template| {
+            let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
+            // A template that is not understood takes the chat away, not the model.
+            ChatTemplate::new(template, bos, eos, tokenizer.control_tokens())
+                .inspect_err(|error| tracing::warn!(model = %source.path().display(), %error, "no chat for this model"))
+                .ok()
+        });
         let mut end_ids: Vec<_> = tokenizer.eos_ids().iter().chain(&model.config().eos_token_ids).copied().collect();
         end_ids.sort_unstable();
         end_ids.dedup();
@@ -197,15 +193,13 @@ impl EngineBuilder {
         num_blocks: usize,
     ) -> impl FnOnce(mpsc::Receiver<crate::active::Job>, Arc<Status>) -> Worker + Send + use<> {
         let step_logits_max = STEP_LOGITS.max(self.sequences_max);
-        let budget = Budget {
-            sequences_max: self.sequences_max,
-            step_tokens_max: self.step_tokens_max,
-            step_logits_max,
-            block_tokens: BLOCK_TOKENS,
-        };
+        let budget =
+            Budget { sequences_max: self.sequences_max, step_tokens_max: self.step_tokens_max, step_logits_max };
+        let cache = KvCache::new(model.config(), num_blocks, BLOCK_TOKENS);
+        let workspace = Workspace::new(&model, budget.step_tokens_max, budget.step_logits_max);
         move |intake, status| Worker {
-            cache: KvCache::new(model.config(), num_blocks, BLOCK_TOKENS),
-            workspace: Workspace::new(&model, budget.step_tokens_max, budget.step_logits_max),
+            cache,
+            workspace,
             scheduler: Scheduler::new(budget, num_blocks),
             model,
             language,
@@ -214,6 +208,7 @@ impl EngineBuilder {
             active: BTreeMap::new(),
             next_id: 0,
             sampler: Sampler::default(),
+            drafts: Vec::new(),
         }
     }
 }

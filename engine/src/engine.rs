@@ -18,7 +18,7 @@ use futures::StreamExt;
 use crate::{
     EngineBuilder, EngineError, Generation, RenderedPrompt,
     active::Job,
-    builder::BLOCK_TOKENS,
+    block_pool::BLOCK_TOKENS,
     language::Language,
     outlet::{Doorbell, outlet},
     status::Status,
@@ -84,6 +84,8 @@ pub struct Load {
     pub num_running: usize,
     /// KV blocks that are taken.
     pub num_blocks_in_use: usize,
+    /// How often, since the start, a sequence has given its blocks back to be computed again.
+    pub num_preempted: usize,
 }
 
 impl Engine {
@@ -111,9 +113,10 @@ impl Engine {
     /// **Errors**: a prompt that cannot be rendered or is too long, ids outside the vocabulary, an unknown persona, a full
     /// queue, an engine that is stopping, a deadline that has passed.
     pub fn generate_until(&self, request: Request, deadline: Option<Instant>) -> Result<Generation, EngineError> {
+        self.refuse_early()?;
         let language = &self.0.language;
         language.check_ids("stop.tokens", request.stop.tokens.iter().copied())?;
-        language.check_ids("sampling.logit_bias", request.sampling.logit_bias.keys().copied())?;
+        language.check_bias(&request.sampling)?;
         let prompt = language.render(&request.spec, None)?;
         self.submit(Submission { request, prompt, score_from: None, deadline })
     }
@@ -170,18 +173,23 @@ impl Engine {
             num_waiting: status.num_waiting.load(Ordering::SeqCst),
             num_running: status.num_running.load(Ordering::SeqCst),
             num_blocks_in_use: status.num_blocks_in_use.load(Ordering::SeqCst),
+            num_preempted: status.num_preempted.load(Ordering::SeqCst),
         }
     }
 
     /// Whether no request is in the engine.
     pub fn is_idle(&self) -> bool {
-        let load = self.load();
-        load.num_waiting + load.num_running + load.num_blocks_in_use == 0
+        self.0.status.num_requests.load(Ordering::SeqCst) == 0
     }
 
     /// Returns the time since the engine was built.
     pub fn uptime(&self) -> Duration {
         self.0.started.elapsed()
+    }
+
+    /// Whether the engine's thread has ended by itself after a defect; every request fails from then on.
+    pub fn has_failed(&self) -> bool {
+        self.0.status.has_failed()
     }
 
     /// Refuses new requests from now on; those taken in go on.
@@ -197,9 +205,10 @@ impl Engine {
 
     fn submit_score(&self, request: ScoreRequest, deadline: Option<Instant>) -> Result<(Generation, u32), EngineError> {
         request.check()?;
+        self.refuse_early()?;
         let language = &self.0.language;
         let continuation = match &request.continuation {
-            Continuation::Text(text) => language.tokenizer.encode_text(text, false, false)?,
+            Continuation::Text(text) => language.tokenizer.encode_continuation(text)?,
             Continuation::Tokens(ids) => {
                 language.check_ids("continuation.token_ids", ids.iter().copied())?;
                 ids.clone()
@@ -229,6 +238,11 @@ impl Engine {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(EngineError::DeadlineExceeded(crate::Stage::Queue));
         }
+        let echo = match prompt.rendered.spans.as_slice() {
+            _ if !request.echo => String::new(),
+            [] => self.0.language.tokenizer.decode(&prompt.token_ids, false)?,
+            _ => prompt.rendered.text(),
+        };
         self.take_place()?;
         let (outlet, generation) = outlet(request.n, self.0.doorbell.clone());
         let started = Started {
@@ -245,15 +259,32 @@ impl Engine {
             started,
             prompt: prompt.token_ids,
             template: prompt.template,
+            echo,
             score_from,
             outlet,
             arrived: Instant::now(),
             deadline,
         };
         // The places are counted, so the channel has room; it is closed once the thread has ended.
-        self.0.intake.try_send(job).map_err(|_| EngineError::Stopping)?;
+        if self.0.intake.try_send(job).is_err() {
+            self.0.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
+            self.0.status.num_requests.fetch_sub(1, Ordering::SeqCst);
+            return Err(EngineError::Stopping);
+        }
         self.0.doorbell.ring();
         Ok(generation)
+    }
+
+    /// Refuses what would be refused anyway before time is spent on tokenizing it.
+    fn refuse_early(&self) -> Result<(), EngineError> {
+        if self.0.status.is_closed() {
+            return Err(EngineError::Stopping);
+        }
+        let limit = self.0.queue_max;
+        if self.0.status.num_waiting.load(Ordering::SeqCst) >= limit {
+            return Err(EngineError::QueueFull { limit, retry_after: RETRY_AFTER });
+        }
+        Ok(())
     }
 
     /// Takes a place in the queue, which the thread gives back when the request leaves it.
@@ -264,7 +295,10 @@ impl Engine {
         let limit = self.0.queue_max;
         let take = |waiting: usize| (waiting < limit).then_some(waiting + 1);
         match self.0.status.num_waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.0.status.num_requests.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }
             Err(_) => Err(EngineError::QueueFull { limit, retry_after: RETRY_AFTER }),
         }
     }

@@ -63,6 +63,9 @@ pub enum EngineError {
     /// The deadline came.
     #[error("the deadline came in the stage {0}")]
     DeadlineExceeded(Stage),
+    /// The reader of the stream has made no room for longer than this.
+    #[error("the stream was not read for {0:?}")]
+    Stalled(Duration),
     /// An option of the builder is wrong.
     #[error("the option `{option}` {reason}")]
     Option {

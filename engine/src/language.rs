@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use bespoke_domain::{
-    ChatTemplate, Invalid, Persona, PersonaId, PersonaSource, Prompt, PromptSpec, RenderInput, Rendered, Template,
-    TokenId, render,
+    ChatTemplate, Invalid, Persona, PersonaId, PersonaSource, Prompt, PromptSpec, RenderInput, Rendered, Sampling,
+    Template, TokenId, render,
 };
 use bespoke_model::Tokenizer;
 use sha2::{Digest, Sha256};
@@ -86,6 +86,17 @@ impl Language {
             }
         }
         Ok(())
+    }
+
+    /// Checks that the biased tokens are in the vocabulary.
+    pub(crate) fn check_bias(&self, sampling: &Sampling) -> Result<(), Invalid> {
+        match sampling.logit_bias.keys().find(|&&token| token as usize >= self.vocab_size) {
+            None => Ok(()),
+            Some(token) => {
+                let reason = format!("is no token, the vocabulary has {}", self.vocab_size);
+                Err(Invalid::new(format!("sampling.logit_bias[{token}]"), reason))
+            }
+        }
     }
 
     fn take_tokens(&self, ids: &[TokenId]) -> Result<RenderedPrompt, EngineError> {

@@ -33,11 +33,14 @@
 mod active;
 mod block_pool;
 mod builder;
+mod draft;
 mod engine;
 mod error;
 mod language;
 mod logprob;
 mod outlet;
+#[doc(hidden)]
+pub mod probe;
 mod rng;
 mod sampler;
 mod scheduler;

@@ -116,8 +116,8 @@ impl Stream for Generation {
         let item = match self.receiver.poll_recv(context) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(item)) => item,
-            // The engine always sends a terminal event, unless its thread died.
-            Poll::Ready(None) => Err(EngineError::Internal("the engine's thread ended".to_owned())),
+            // The engine always sends a terminal event, unless the request came just as its thread ended.
+            Poll::Ready(None) => Err(EngineError::Stopping),
         };
         self.ended = matches!(item, Err(_) | Ok(Event::Finished(_)));
         if self.parked.load(Ordering::SeqCst) {

@@ -57,8 +57,9 @@ impl Sampler {
         if params.is_greedy() {
             return argmax(&self.logits);
         }
-        let inverse = 1.0 / params.temperature;
-        self.logits.iter_mut().for_each(|logit| *logit *= inverse);
+        // The largest logit becomes 0 first, so that no temperature can make it overflow.
+        let max = self.logits[argmax(&self.logits) as usize];
+        self.logits.iter_mut().for_each(|logit| *logit = (*logit - max) / params.temperature);
         self.draw(params, place.uniform)
     }
 
@@ -73,7 +74,7 @@ impl Sampler {
         self.candidates.clear();
         let all = self.logits.iter().zip(0..).map(|(&logit, token)| (logit, token));
         self.candidates.extend(all.filter(|&(logit, _)| logit >= floor && logit > f32::NEG_INFINITY));
-        if params.top_k > 0 {
+        if params.top_k > 0 && (params.top_k as usize) < self.candidates.len() {
             keep_top(&mut self.candidates, params.top_k as usize);
         }
         if params.top_p < 1.0 {
@@ -210,6 +211,14 @@ mod tests {
         assert_eq!(sample_at(greedy(), &LOGITS, &[1], 0.9), 3);
         let bias = SamplingParams { logit_bias: [(4, 50.0)].into(), ..greedy() };
         assert_eq!(sample_at(bias, &LOGITS, &[], 0.9), 4);
+    }
+
+    #[test]
+    fn a_tiny_temperature_is_greedy() {
+        for temperature in [1e-45, 1e-38, 1e-20, 1e-6] {
+            let params = SamplingParams { temperature, top_p: 0.9, ..Default::default() };
+            assert_eq!(reachable(&params, &[1.0, 3.0, 2.0]), [1], "{temperature}");
+        }
     }
 
     #[test]

@@ -10,17 +10,17 @@ use crate::{
     sampler::{History, Place, Sampler},
 };
 
-/// One choice of a request, from its first prompt token to its end.
+/// One choice of a request, from its first prompt token to its end. Its tokens are the scheduler's.
 pub(crate) struct Sequence {
     pub(crate) choice: u32,
-    /// Prompt and answer.
-    pub(crate) tokens: Vec<TokenId>,
-    num_prompt: usize,
+    num_new: u32,
     /// The answer may not be longer, be it for the request or for the context.
     max_new_tokens: u32,
     history: History,
     detokenizer: Detokenizer,
     stop_strings: Vec<String>,
+    /// Starts the first delta.
+    echo: String,
     seed: u64,
     /// Collected while the prompt is computed, sent with the first delta.
     prompt_logprobs: Vec<TokenLogprob>,
@@ -28,71 +28,77 @@ pub(crate) struct Sequence {
 }
 
 /// What a new sequence is made of.
-pub(crate) struct SequenceParts {
+pub(crate) struct SequenceParts<'a> {
     pub(crate) choice: u32,
-    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) prompt: &'a [TokenId],
     pub(crate) max_new_tokens: u32,
     pub(crate) detokenizer: Detokenizer,
     pub(crate) stop_strings: Vec<String>,
+    pub(crate) echo: String,
     pub(crate) seed: u64,
 }
 
+/// What a sequence needs to go on by one token.
+pub(crate) struct Advance<'a> {
+    pub(crate) request: &'a Request,
+    pub(crate) language: &'a Language,
+    /// The known tokens.
+    pub(crate) tokens: &'a [TokenId],
+    /// The logits of the place of the last one.
+    pub(crate) logits: &'a [f32],
+}
+
 impl Sequence {
-    pub(crate) fn new(parts: SequenceParts) -> Self {
+    pub(crate) fn new(parts: SequenceParts<'_>) -> Self {
         Self {
             choice: parts.choice,
-            num_prompt: parts.prompt.len(),
-            history: History::of_prompt(&parts.prompt),
-            tokens: parts.prompt,
+            num_new: 0,
+            history: History::of_prompt(parts.prompt),
             max_new_tokens: parts.max_new_tokens,
             detokenizer: parts.detokenizer,
             stop_strings: parts.stop_strings,
+            echo: parts.echo,
             seed: parts.seed,
             prompt_logprobs: Vec::new(),
             end: None,
         }
     }
 
-    pub(crate) fn num_new(&self) -> u32 {
-        (self.tokens.len() - self.num_prompt) as u32
-    }
-
     /// Takes in the logits of a place before the last prompt token.
-    pub(crate) fn note_prompt(&mut self, language: &Language, logits: &[f32], place: usize, top: u32) {
+    pub(crate) fn note_prompt(&mut self, advance: &Advance<'_>, place: usize) {
+        let (tokenizer, tokens) = (&advance.language.tokenizer, advance.tokens);
         if place == 0 {
-            self.prompt_logprobs.push(logprob::first_token(&language.tokenizer, self.tokens[0]));
+            self.prompt_logprobs.push(logprob::first_token(tokenizer, tokens[0]));
         }
-        self.prompt_logprobs.push(logprob::token_logprob(&language.tokenizer, logits, self.tokens[place + 1], top));
+        let top = advance.request.logprobs.top;
+        self.prompt_logprobs.push(logprob::token_logprob(tokenizer, advance.logits, tokens[place + 1], top));
     }
 
-    /// Takes the next token from the logits of the last place. Returns what the choice has grown by; `end` tells whether it
-    /// has ended.
-    pub(crate) fn advance(
-        &mut self,
-        request: &Request,
-        language: &Language,
-        sampler: &mut Sampler,
-        logits: &[f32],
-    ) -> Delta {
-        let young = self.num_new() < request.min_new_tokens;
+    /// Takes the next token, adds what the choice grows by to `delta` and returns the token; `end` tells whether the choice has
+    /// ended with it.
+    pub(crate) fn advance(&mut self, advance: &Advance<'_>, sampler: &mut Sampler, delta: &mut Delta) -> TokenId {
+        let Advance { request, language, logits, .. } = *advance;
+        let young = self.num_new < request.min_new_tokens;
         let forbidden = if young { end_tokens(request, language) } else { Vec::new() };
-        let uniform = uniform(self.seed, self.choice, self.num_new());
+        let uniform = uniform(self.seed, self.choice, self.num_new);
         let place = Place { logits, history: &self.history, forbidden: &forbidden, uniform };
         let token = sampler.sample(&request.sampling, &place);
-        self.tokens.push(token);
+        if self.num_new == 0 {
+            self.add_prompt(advance, delta);
+        }
+        self.num_new += 1;
         self.history.push(token);
-        let mut delta = self.first_delta(request, language);
         delta.token_ids.push(token);
         if request.logprobs.sampled {
             delta.logprobs.push(logprob::token_logprob(&language.tokenizer, logits, token, request.logprobs.top));
         }
-        self.take_text(request, language, token, &mut delta);
-        delta
+        self.take_text(request, language, token, delta);
+        token
     }
 
     /// Ends the choice from outside and returns the text that was held back.
     pub(crate) fn end_now(&mut self, reason: FinishReason, matched_stop: Option<MatchedStop>) -> String {
-        self.end = Some(Choice { choice: self.choice, reason, matched_stop, generated_tokens: self.num_new() });
+        self.end = Some(Choice { choice: self.choice, reason, matched_stop, generated_tokens: self.num_new });
         self.detokenizer.finish()
     }
 
@@ -101,20 +107,16 @@ impl Sequence {
         std::mem::take(&mut self.prompt_logprobs)
     }
 
-    fn first_delta(&mut self, request: &Request, language: &Language) -> Delta {
-        let mut delta = Delta { choice: self.choice, ..Delta::default() };
-        if self.num_new() == 1 {
-            if request.echo {
-                delta.text = language.tokenizer.decode(&self.tokens[..self.num_prompt], false).unwrap_or_default();
-            }
-            if request.logprobs.prompt {
-                delta.prompt_logprobs = self.take_prompt_logprobs();
-                if delta.prompt_logprobs.is_empty() {
-                    delta.prompt_logprobs.push(logprob::first_token(&language.tokenizer, self.tokens[0]));
-                }
+    /// Adds what the first delta tells about the prompt.
+    fn add_prompt(&mut self, advance: &Advance<'_>, delta: &mut Delta) {
+        let tokenizer = &advance.language.tokenizer;
+        delta.text = std::mem::take(&mut self.echo);
+        if advance.request.logprobs.prompt {
+            delta.prompt_logprobs = self.take_prompt_logprobs();
+            if delta.prompt_logprobs.is_empty() {
+                delta.prompt_logprobs.push(logprob::first_token(tokenizer, advance.tokens[0]));
             }
         }
-        delta
     }
 
     /// Adds the token's text to the delta and finds out whether the choice ends with it.
@@ -129,10 +131,10 @@ impl Sequence {
         let output = self.detokenizer.push(token);
         delta.text += &output.text;
         if let Some(stop) = output.stop {
-            let generated_tokens = self.num_new();
+            let generated_tokens = self.num_new;
             let matched_stop = Some(MatchedStop::String(self.stop_strings[stop].clone()));
             self.end = Some(Choice { choice: self.choice, reason: FinishReason::Stop, matched_stop, generated_tokens });
-        } else if self.num_new() >= self.max_new_tokens {
+        } else if self.num_new >= self.max_new_tokens {
             delta.text += &self.end_now(FinishReason::Length, None);
         }
     }

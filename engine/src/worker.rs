@@ -10,16 +10,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bespoke_domain::FinishReason;
+use bespoke_domain::{Delta, FinishReason, TokenId};
 use bespoke_model::{Detokenizer, DetokenizerOptions, KvCache, Model, Step, StepRow, Workspace};
 
 use crate::{
     EngineError,
-    active::{Active, Job},
+    active::{Active, Job, STALL_MAX},
+    block_pool::Prefix,
+    draft::draft,
     language::Language,
     sampler::Sampler,
     scheduler::{Chunk, Needs, Plan, Scheduler, SequenceKey},
-    sequence::{Sequence, SequenceParts},
+    sequence::{Advance, Sequence, SequenceParts},
     status::Status,
 };
 
@@ -40,6 +42,8 @@ pub(crate) struct Worker {
     pub(crate) active: BTreeMap<u64, Active>,
     pub(crate) next_id: u64,
     pub(crate) sampler: Sampler,
+    /// Scratch: the drafted tokens of one sequence.
+    pub(crate) drafts: Vec<TokenId>,
 }
 
 impl Worker {
@@ -50,7 +54,7 @@ impl Worker {
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(&mut plan)));
             if turn.is_err() {
                 tracing::error!("the engine's thread panicked; all requests in it are lost");
-                self.status.stop();
+                self.status.fail();
                 self.fail_all(|| EngineError::Internal("a step panicked".to_owned()));
             }
         }
@@ -62,8 +66,8 @@ impl Worker {
         self.drain_intake();
         self.end_what_is_over();
         self.scheduler.plan(plan);
-        self.note_admissions(plan);
         self.publish();
+        self.note_admissions(plan);
         if plan.chunks.is_empty() {
             std::thread::park_timeout(self.sleep_time());
         } else if let Err(error) = self.step(plan) {
@@ -91,12 +95,18 @@ impl Worker {
                 (job.request.max_new_tokens.min(room as u32), logits_from)
             }
         };
-        // The last new token is never computed, so it needs no place in the cache.
-        let tokens_max = (num_prompt + max_new_tokens as usize).saturating_sub(1).max(num_prompt);
-        let needs = Needs { prompt_tokens: num_prompt, tokens_max, logits_from, priority: job.request.priority.get() };
+        let cache = &job.request.spec.prefix_cache;
+        let needs = Needs {
+            tokens: job.prompt.clone(),
+            // The last new token is never computed, so it needs no place in the cache.
+            tokens_max: (num_prompt + max_new_tokens as usize).saturating_sub(1).max(num_prompt),
+            logits_from,
+            priority: job.request.priority.get(),
+            root: (!cache.off).then(|| Prefix::root(&cache.salt)),
+        };
         let sequences: Vec<_> = (0..job.request.n).map(|choice| self.sequence(&job, choice, max_new_tokens)).collect();
         for sequence in &sequences {
-            self.scheduler.enqueue(SequenceKey { request: id, choice: sequence.choice }, needs);
+            self.scheduler.enqueue(SequenceKey { request: id, choice: sequence.choice }, needs.clone());
         }
         self.active.insert(id, Active::new(job, sequences));
     }
@@ -113,10 +123,11 @@ impl Worker {
         };
         Sequence::new(SequenceParts {
             choice,
-            prompt: job.prompt.clone(),
+            prompt: &job.prompt,
             max_new_tokens,
             detokenizer: Detokenizer::new(&self.language.tokenizer, options),
             stop_strings,
+            echo: job.echo.clone(),
             seed: job.started.seed,
         })
     }
@@ -126,7 +137,7 @@ impl Worker {
         let now = Instant::now();
         let mut over = Vec::new();
         for (&id, active) in &mut self.active {
-            if active.is_cancelled() || active.late(now).is_some() {
+            if active.is_cancelled() || active.late(now).is_some() || active.is_stalled(now) {
                 over.push(id);
                 continue;
             }
@@ -139,8 +150,8 @@ impl Worker {
                 continue;
             }
             let slow = !active.waits() && active.is_slow();
-            if slow != active.parked {
-                active.parked = slow;
+            if slow != active.parked_since.is_some() {
+                active.parked_since = slow.then_some(now);
                 for sequence in &active.sequences {
                     self.scheduler.set_parked(SequenceKey { request: id, choice: sequence.choice }, slow);
                 }
@@ -149,7 +160,8 @@ impl Worker {
         for id in over {
             let Some(active) = self.remove(id) else { continue };
             match active.late(now) {
-                _ if active.is_cancelled() => {}
+                _ if active.is_cancelled() => active.note_cancel(),
+                None if active.is_stalled(now) => active.fail(EngineError::Stalled(STALL_MAX)),
                 Some(stage) => active.fail(EngineError::DeadlineExceeded(stage)),
                 None => active.finish(now),
             }
@@ -158,12 +170,15 @@ impl Worker {
 
     fn note_admissions(&mut self, plan: &Plan) {
         let now = Instant::now();
-        for key in &plan.admitted {
+        for &(key, num_cached) in &plan.admitted {
             if let Some(active) = self.active.get_mut(&key.request) {
+                if active.waits() {
+                    active.note_cached(num_cached);
+                }
                 if active.admit(now) {
                     self.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
                 }
-                self.scheduler.set_parked(*key, active.parked);
+                self.scheduler.set_parked(key, active.parked_since.is_some());
             }
         }
     }
@@ -173,9 +188,8 @@ impl Worker {
         let mut rows = Vec::new();
         let mut tables = Vec::with_capacity(plan.chunks.len());
         for (chunk, sequence) in plan.chunks.iter().zip(0..) {
-            let tokens = self.tokens(chunk.key);
-            rows.extend(chunk.places.clone().map(|place| StepRow {
-                token: tokens[place],
+            rows.extend(self.scheduler.chunk_tokens(chunk).zip(chunk.places.clone()).map(|(token, place)| StepRow {
+                token,
                 position: place as u32,
                 sequence,
                 wants_logits: chunk.logits.contains(&place),
@@ -187,7 +201,6 @@ impl Worker {
         let now = Instant::now();
         let mut logits_row = 0;
         for chunk in &plan.chunks {
-            self.scheduler.commit(chunk);
             self.take_logits(chunk, logits_row, now);
             logits_row += chunk.logits.len();
         }
@@ -200,44 +213,59 @@ impl Worker {
         let Some(active) = self.active.get_mut(&key.request) else { return };
         let Active { sequences, request, score_from, .. } = active;
         let sequence = &mut sequences[key.choice as usize];
-        let mut delta = None;
+        let (language, scheduler) = (&*self.language, &mut self.scheduler);
+        self.drafts.clear();
+        self.drafts.extend(scheduler.chunk_tokens(chunk).skip(scheduler.tokens(key).len() - chunk.places.start));
+        let mut delta = Delta { choice: key.choice, ..Delta::default() };
+        let mut end = chunk.places.end;
         for (place, row) in chunk.logits.clone().zip(logits_row..) {
-            let logits = self.workspace.logits_row(row);
-            if place + 1 < sequence.tokens.len() {
-                sequence.note_prompt(&self.language, logits, place, request.logprobs.top);
+            let tokens = scheduler.tokens(key);
+            let advance = Advance { request, language, tokens, logits: self.workspace.logits_row(row) };
+            if place + 1 < tokens.len() {
+                sequence.note_prompt(&advance, place);
             } else if score_from.is_none() {
-                delta = Some(sequence.advance(request, &self.language, &mut self.sampler, logits));
+                let token = sequence.advance(&advance, &mut self.sampler, &mut delta);
+                scheduler.append(key, token);
+                // What was drafted counts as long as it is what was sampled.
+                let right = self.drafts.get(delta.token_ids.len() - 1) == Some(&token);
+                if sequence.end.is_some() || !right {
+                    end = place + 1;
+                    break;
+                }
             }
         }
-        if score_from.is_some() && chunk.places.end == sequence.tokens.len() {
+        scheduler.commit(chunk, end);
+        if score_from.is_some() && chunk.places.end == scheduler.tokens(key).len() {
             let logprobs = sequence.take_prompt_logprobs();
             sequence.end_now(FinishReason::Length, None);
             active.deliver_score(logprobs, now);
-        } else if let Some(delta) = delta {
+        } else if !delta.token_ids.is_empty() {
+            active.note_drafts(self.drafts.len(), delta.token_ids.len() - 1);
             active.deliver(delta, now);
         }
         self.go_on(key, now);
     }
 
-    /// Lets a sequence that has a new token go on, or ends it and with the last one its request.
+    /// Drafts for a sequence that goes on, or ends it and with the last one its request.
     fn go_on(&mut self, key: SequenceKey, now: Instant) {
         let Some(active) = self.active.get(&key.request) else { return };
-        let sequence = &active.sequences[key.choice as usize];
-        if sequence.end.is_some() {
+        if active.sequences[key.choice as usize].end.is_some() {
             self.scheduler.remove(key);
             if active.is_done()
                 && let Some(active) = self.remove(key.request)
             {
                 active.finish(now);
             }
-        } else if sequence.num_new() > 0 {
-            self.scheduler.append(key);
+        } else if active.request.draft_tokens_max > 0 {
+            draft(self.scheduler.tokens(key), active.request.draft_tokens_max as usize, &mut self.drafts);
+            self.scheduler.set_drafts(key, &self.drafts);
         }
     }
 
     /// Takes a request out of everything but its outlet.
     fn remove(&mut self, id: u64) -> Option<Active> {
         let active = self.active.remove(&id)?;
+        self.status.num_requests.fetch_sub(1, Ordering::SeqCst);
         if active.waits() {
             self.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
         }
@@ -256,12 +284,9 @@ impl Worker {
         }
     }
 
-    fn tokens(&self, key: SequenceKey) -> &[u32] {
-        self.active.get(&key.request).map_or(&[], |active| &active.sequences[key.choice as usize].tokens)
-    }
-
     fn publish(&self) {
         self.status.num_running.store(self.scheduler.num_running(), Ordering::SeqCst);
+        self.status.num_preempted.store(self.scheduler.num_preempted() as usize, Ordering::SeqCst);
         self.status.num_blocks_in_use.store(self.scheduler.pool().num_in_use(), Ordering::SeqCst);
     }
 
@@ -269,6 +294,10 @@ impl Worker {
         let now = Instant::now();
         let wake_at = self.active.values().filter_map(Active::wake_at).min();
         let until = wake_at.map_or(IDLE_SLEEP_MAX, |at| at.saturating_duration_since(now));
-        if self.active.values().any(|active| active.parked) { until.min(PARKED_SLEEP_MAX) } else { until }
+        if self.active.values().any(|active| active.parked_since.is_some()) {
+            until.min(PARKED_SLEEP_MAX)
+        } else {
+            until
+        }
     }
 }

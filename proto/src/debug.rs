@@ -66,8 +66,14 @@ mod tests {
     }
 
     /// Messages whose texts are ids and facts of the server.
-    const PUBLIC: [&str; 5] =
-        ["GenerateStreamRequest", "GenerateRequest", "ScoreRequest", "GetServerInfoResponse", "ModelInfo"];
+    const PUBLIC: [&str; 6] = [
+        "PrefixCache",
+        "GenerateStreamRequest",
+        "GenerateRequest",
+        "ScoreRequest",
+        "GetServerInfoResponse",
+        "ModelInfo",
+    ];
 
     #[test]
     fn every_message_with_text_is_private_or_known_to_be_public() {

@@ -209,15 +209,15 @@ impl From<domain::MatchedStop> for MatchedStop {
 
 impl From<domain::Usage> for Usage {
     fn from(usage: domain::Usage) -> Self {
-        let domain::Usage { prompt_tokens, cached_tokens, generated_tokens } = usage;
-        Self { prompt_tokens, cached_tokens, generated_tokens }
+        let domain::Usage { prompt_tokens, cached_tokens, generated_tokens, drafted_tokens, accepted_tokens } = usage;
+        Self { prompt_tokens, cached_tokens, generated_tokens, drafted_tokens, accepted_tokens }
     }
 }
 
 impl From<Usage> for domain::Usage {
     fn from(wire: Usage) -> Self {
-        let Usage { prompt_tokens, cached_tokens, generated_tokens } = wire;
-        Self { prompt_tokens, cached_tokens, generated_tokens }
+        let Usage { prompt_tokens, cached_tokens, generated_tokens, drafted_tokens, accepted_tokens } = wire;
+        Self { prompt_tokens, cached_tokens, generated_tokens, drafted_tokens, accepted_tokens }
     }
 }
 

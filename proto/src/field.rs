@@ -10,13 +10,15 @@ pub fn on_the_wire(invalid: Invalid) -> Invalid {
     let field = match head(&invalid.field) {
         ("prompt", "") => "spec.prompt".to_owned(),
         ("prompt", rest) => format!("spec{rest}"),
-        ("persona" | "template" | "persona_in_prompt" | "response_prefix", _) => format!("spec.{}", invalid.field),
+        ("persona" | "template" | "persona_in_prompt" | "response_prefix" | "prefix_cache", _) => {
+            format!("spec.{}", invalid.field)
+        }
         ("stop", rest) => match rest.strip_prefix(".tokens") {
             Some(rest) => format!("params.stop.token_ids{rest}"),
             None => format!("params.stop{rest}"),
         },
         ("time_limit", rest) => format!("params.time_limit_ms{rest}"),
-        ("sampling" | "max_new_tokens" | "min_new_tokens" | "logprobs" | "echo" | "n", _) => {
+        ("sampling" | "max_new_tokens" | "min_new_tokens" | "logprobs" | "echo" | "n" | "draft_tokens_max", _) => {
             format!("params.{}", invalid.field)
         }
         _ => return invalid,

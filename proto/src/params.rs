@@ -19,6 +19,7 @@ pub(crate) fn apply(params: GenerationParams, generate: &mut Generate) -> Result
     generate.logprobs = params.logprobs.unwrap_or_default().into();
     generate.echo = params.echo;
     generate.n = params.n.unwrap_or(1);
+    generate.draft_tokens_max = params.draft_tokens_max;
     generate.time_limit = params.time_limit_ms.map(time_limit).transpose()?;
     Ok(())
 }
@@ -44,6 +45,7 @@ impl From<&Generate> for GenerationParams {
             echo: generate.echo,
             n: Some(generate.n),
             time_limit_ms: generate.time_limit.map(limit_ms),
+            draft_tokens_max: generate.draft_tokens_max,
         }
     }
 }

@@ -21,6 +21,7 @@ pub(crate) fn spec(spec: Option<PromptSpec>) -> Result<domain::PromptSpec, Inval
         },
         persona_in_prompt: spec.persona_in_prompt,
         response_prefix: spec.response_prefix,
+        prefix_cache: spec.prefix_cache.map(prefix_cache).unwrap_or_default(),
     };
     spec.check().map_err(on_the_wire)?;
     Ok(spec)
@@ -71,6 +72,10 @@ fn persona_source(persona: PersonaSource) -> Result<domain::PersonaSource, Inval
     }
 }
 
+fn prefix_cache(cache: crate::PrefixCache) -> domain::PrefixCache {
+    domain::PrefixCache { off: cache.off, salt: cache.salt }
+}
+
 impl From<&domain::PromptSpec> for PromptSpec {
     fn from(spec: &domain::PromptSpec) -> Self {
         let prompt = match &spec.prompt {
@@ -92,6 +97,7 @@ impl From<&domain::PromptSpec> for PromptSpec {
             template: spec.template.map_or(Template::Unspecified, Template::from).into(),
             persona_in_prompt: spec.persona_in_prompt,
             response_prefix: spec.response_prefix.clone(),
+            prefix_cache: Some(crate::PrefixCache { off: spec.prefix_cache.off, salt: spec.prefix_cache.salt.clone() }),
         }
     }
 }

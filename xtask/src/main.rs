@@ -7,6 +7,7 @@
 
 mod child;
 mod ci;
+mod peers;
 mod step;
 mod tidy;
 mod totals;
@@ -42,6 +43,8 @@ enum Command {
         /// Run only the benches whose name contains this text.
         filter: Option<String>,
     },
+    /// Us and llama.cpp in turn on one model: speed of the model, then both served with the same load.
+    BenchPeers(peers::Arguments),
     /// The API documentation, where a broken link is an error.
     Docs,
     /// Lint of the `.proto` files (buf).
@@ -62,6 +65,7 @@ fn main() -> Result<()> {
             step::e2e_tests(&workspace, &mut totals).and_then(|()| step::python_tests(&workspace, &mut totals))
         }
         Command::Bench { filter } => step::benches(&workspace, filter.as_deref()),
+        Command::BenchPeers(arguments) => peers::run(&workspace, &arguments),
         Command::Docs => step::docs(&workspace),
         Command::Proto => step::proto_lint(&workspace),
     };

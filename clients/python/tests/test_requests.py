@@ -17,6 +17,8 @@ EVERY_OPTION: dict[str, Any] = {
     "template": "paper",
     "persona_in_prompt": True,
     "response_prefix": "x",
+    "prefix_cache_off": True,
+    "prefix_cache_salt": "s",
     "request_id": "r",
     "priority": -3,
     "temperature": 0.5,
@@ -39,6 +41,7 @@ EVERY_OPTION: dict[str, Any] = {
     "echo": True,
     "n": 2,
     "time_limit_ms": 1000,
+    "draft_tokens_max": 4,
 }
 
 

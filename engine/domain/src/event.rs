@@ -159,6 +159,10 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens of all choices.
     pub generated_tokens: u32,
+    /// Tokens that were drafted and checked.
+    pub drafted_tokens: u32,
+    /// How many of them were right.
+    pub accepted_tokens: u32,
 }
 
 /// How long a request took.

@@ -14,6 +14,8 @@
 //! - **event**: one message of the stream of a request: started, delta, finished.
 //! - **row**: one line of a preference data set.
 //! - **step**: one forward pass over a **batch**, the ragged concatenation of **chunks** of sequences; a **plan** says which.
+//! - **draft**: tokens guessed from earlier text, computed with the next token and kept as far as they are what is sampled.
+//! - **prefix cache**: blocks kept after their sequence ended, for later ones that begin with the same tokens.
 //! - **block**: a fixed number of token places in the KV cache.
 
 mod chat_template;
@@ -34,7 +36,7 @@ pub use event::{
 pub use persona::{Persona, PersonaId, PersonaSource};
 pub use render::{RenderInput, Template, mnemonic_prefix, render};
 pub use request::{
-    Continuation, Generate, Logprobs, Message, Priority, Prompt, PromptSpec, Request, RequestId, Role, Score,
+    Continuation, Generate, Logprobs, Message, PrefixCache, Priority, Prompt, PromptSpec, Request, RequestId, Role, Score,
     ScoreRequest, Stop,
 };
 pub use row::{Row, read_rows, rows};

@@ -78,6 +78,23 @@ pub struct PromptSpec {
     pub persona_in_prompt: bool,
     /// Text that the answer starts with. It is part of the prompt, not of the answer.
     pub response_prefix: String,
+    /// How the prefix cache is used.
+    pub prefix_cache: PrefixCache,
+}
+
+/// How a request uses the prefix cache, in which prompts with the same beginning share what was computed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PrefixCache {
+    /// Neither reads nor fills the cache.
+    pub off: bool,
+    /// Shares only with requests of the same salt, so that tenants cannot find out each other's prompts by timing. At most
+    /// 256 bytes.
+    pub salt: String,
+}
+
+impl PrefixCache {
+    /// The longest salt, in bytes.
+    pub const SALT_BYTES_MAX: usize = 256;
 }
 
 /// Hides the texts: prompts are not logged.
@@ -97,6 +114,7 @@ impl PromptSpec {
             template: None,
             persona_in_prompt: false,
             response_prefix: String::new(),
+            prefix_cache: PrefixCache::default(),
         }
     }
 
@@ -121,6 +139,11 @@ impl PromptSpec {
                 return Err(Invalid::new("response_prefix", "does not go with token ids; append its tokens"));
             }
             _ => {}
+        }
+        let salt_bytes = self.prefix_cache.salt.len();
+        if salt_bytes > PrefixCache::SALT_BYTES_MAX {
+            let reason = format!("has {salt_bytes} bytes, at most {}", PrefixCache::SALT_BYTES_MAX);
+            return Err(Invalid::new("prefix_cache.salt", reason));
         }
         if self.persona_in_prompt && self.template != Some(Template::Paper) {
             return Err(Invalid::new("persona_in_prompt", "needs the template paper"));
@@ -232,6 +255,9 @@ pub struct Generate {
     pub priority: Priority,
     /// Ends the answers with [`crate::FinishReason::TimeLimit`] after this time in the engine.
     pub time_limit: Option<Duration>,
+    /// How many tokens to draft from earlier text and check in one step. Range 0..=16; 0 drafts none. The answer is the same,
+    /// it only comes faster where it repeats what was said, as in edits, summaries and code.
+    pub draft_tokens_max: u32,
 }
 
 impl Generate {
@@ -257,6 +283,7 @@ impl Generate {
             n: 1,
             priority: Priority::default(),
             time_limit: None,
+            draft_tokens_max: 0,
         }
     }
 }
@@ -274,6 +301,8 @@ impl Request {
     pub const STOP_STRING_BYTES_MAX: usize = 256;
     /// The most stop tokens.
     pub const STOP_TOKENS_MAX: usize = 64;
+    /// The most tokens drafted for a step.
+    pub const DRAFT_TOKENS_MAX: u32 = 16;
     /// The most alternatives reported at a place.
     pub const TOP_LOGPROBS_MAX: u32 = 20;
 }
@@ -300,6 +329,9 @@ impl TryFrom<Generate> for Request {
         })?;
         check(generate.logprobs.top <= Self::TOP_LOGPROBS_MAX, "logprobs.top", || {
             format!("is {}, must be 0..={}", generate.logprobs.top, Self::TOP_LOGPROBS_MAX)
+        })?;
+        check(generate.draft_tokens_max <= Self::DRAFT_TOKENS_MAX, "draft_tokens_max", || {
+            format!("is {}, must be 0..={}", generate.draft_tokens_max, Self::DRAFT_TOKENS_MAX)
         })?;
         check_stop(&generate.stop)?;
         Ok(Self(generate))
@@ -394,7 +426,9 @@ mod tests {
     #[test]
     fn limits_name_their_field() {
         type Break = fn(&mut Generate);
-        let bad: [(&str, Break); 8] = [
+        let bad: [(&str, Break); 10] = [
+            ("draft_tokens_max", |g| g.draft_tokens_max = 17),
+            ("prefix_cache.salt", |g| g.spec.prefix_cache.salt = "x".repeat(257)),
             ("max_new_tokens", |g| g.max_new_tokens = 0),
             ("min_new_tokens", |g| g.min_new_tokens = 1000),
             ("n", |g| g.n = 0),

@@ -188,6 +188,25 @@ impl Tokenizer {
         Ok(self.encode(&Rendered { spans, add_special })?.ids)
     }
 
+    /// Encodes text that goes on where other text ended: no BOS, no control tokens, and no space put before it.
+    ///
+    /// **Errors**: as [`Tokenizer::encode_text`].
+    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        if !self.strips_space() {
+            return self.encode_text(text, false, false);
+        }
+        // The space goes before a line break, which no token joins with what follows; both are then cut off.
+        let mut ids = self.encode_text(&format!("\n{text}"), false, false)?;
+        let mut bytes = Vec::new();
+        for (index, &id) in ids.iter().enumerate() {
+            bytes.extend_from_slice(self.token_bytes(id).unwrap_or_default());
+            if bytes.ends_with(b"\n") {
+                return Ok(ids.split_off(index + 1));
+            }
+        }
+        self.encode_text(text, false, false)
+    }
+
     /// Decodes ids to text; the one space that encoding put before a text is taken away. Bytes that are no UTF-8 become U+FFFD.
     ///
     /// **Errors**: `TokenOutOfRange` for an id that no token has.

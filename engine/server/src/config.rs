@@ -27,7 +27,7 @@ pub enum LogFormat {
 #[derive(Args, Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// TOML file with these options, names in snake case, and a [personas] table of id = "text".
+    /// TOML file with these options, names in snake case, and a table of personas by id, as in novice = "text".
     #[arg(long, env = "BESPOKE_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -62,7 +62,7 @@ pub struct Options {
     #[arg(long, env = "BESPOKE_MESSAGE_BYTES_MAX", value_name = "BYTES")]
     pub message_bytes_max: Option<usize>,
     /// Persona of requests that ask for the system persona. Default: none.
-    #[arg(long, env = "BESPOKE_SYSTEM_PERSONA", value_name = "TEXT")]
+    #[arg(long, env = "BESPOKE_SYSTEM_PERSONA", hide_env_values = true, value_name = "TEXT")]
     pub system_persona: Option<String>,
     /// Seconds that requests have to end after a signal, 0 to 3600. Default: 30.
     #[arg(long, env = "BESPOKE_GRACE_S", value_name = "SECONDS")]

@@ -11,7 +11,9 @@ use crate::LogFormat;
 ///
 /// **Errors**: directives that are wrong.
 pub fn start_logs(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("log_filter `{filter}` is wrong"))?;
+    // The tokenizer's own traces quote the text.
+    let filter = EnvFilter::try_new(format!("{filter},tokenizers=off"))
+        .with_context(|| format!("log_filter `{filter}` is wrong"))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let logs = logs.with_ansi(std::io::stderr().is_terminal());
     match format {

@@ -1,6 +1,6 @@
-//! `bespoke-engine`: serve a model, try a prompt, fetch models.
+//! `bespoke-engine`: serve a model, try a prompt, fetch models, measure them.
 
-use bespoke_server::{Config, Listing, LogFormat, Options, Pull, Try};
+use bespoke_server::{Bench, Config, Listing, LogFormat, Options, Perplexity, Pull, Try};
 use clap::{Parser, Subcommand};
 
 /// Streams answers of a language model, tailored to a persona, over gRPC or to the terminal.
@@ -25,6 +25,10 @@ enum Command {
     Pull(Pull),
     /// List the models in the local cache and those that `pull` knows by name.
     Models(Listing),
+    /// Measure how fast a model reads prompts and writes tokens.
+    Bench(Bench),
+    /// Measure how well a model predicts a text, counted as llama-perplexity does.
+    Perplexity(Perplexity),
 }
 
 /// What the commands other than `serve` log: warnings, and a pull's progress where standard error is not a terminal.
@@ -44,5 +48,7 @@ fn main() -> anyhow::Result<()> {
         Command::Try(arguments) => bespoke_server::try_prompt(&arguments),
         Command::Pull(arguments) => bespoke_server::pull(&arguments),
         Command::Models(arguments) => bespoke_server::list_models(&arguments),
+        Command::Bench(arguments) => bespoke_server::bench(&arguments),
+        Command::Perplexity(arguments) => bespoke_server::perplexity(&arguments),
     }
 }

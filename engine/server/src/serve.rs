@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bespoke_engine::Engine;
 use bespoke_proto::{
     FILE_DESCRIPTOR_SET, generation_service_server::GenerationServiceServer, model_service_server::ModelServiceServer,
@@ -19,10 +19,15 @@ use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tonic::transport::server::TcpIncoming;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{Config, services::Services};
+use crate::{
+    Config,
+    services::{OpenCalls, Services},
+};
 
 /// How often a draining server looks whether its requests have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// How often the server looks whether its engine has failed.
+const FAILURE_LOOK: Duration = Duration::from_millis(500);
 /// How long connections have to close after the last request; streams that never end by themselves, as those of health
 /// watchers, are cut then.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
@@ -41,21 +46,22 @@ const SERVICES: [&str; 4] =
 pub fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!(?config, "starting");
     let begun = Instant::now();
-    let store = Store::open(None)?;
-    let path = store.pull(&config.model, &TerminalProgress::new())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         // Signals are caught before the model loads, so that one at start ends the process cleanly too.
         let mut signals = Signals::new()?;
+        // An address that is taken is told before a model is loaded; clients that come early wait to be accepted.
+        let listener = TcpListener::bind(config.listen).await;
+        let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
         let loading = tokio::task::spawn_blocking({
             let config = config.clone();
-            move || load(&config, &path)
+            move || load(&config)
         });
         let engine = tokio::select! {
             engine = loading => engine??,
             () = signals.next() => return Ok(()),
         };
-        let server = Server::bind(engine, config).await?;
+        let server = Server::new(engine, config, listener)?;
         tracing::info!(address = %server.address(), startup_ms = begun.elapsed().as_millis() as u64, "ready");
         server
             .run(async move {
@@ -67,10 +73,14 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
                 });
             })
             .await
-    })
+    });
+    // A load that a signal has cut short is not waited for.
+    runtime.shutdown_background();
+    served
 }
 
-fn load(config: &Config, path: &Path) -> anyhow::Result<Engine> {
+fn load(config: &Config) -> anyhow::Result<Engine> {
+    let path = Store::open(None)?.pull(&config.model, &TerminalProgress::new())?;
     let mut builder = Engine::builder()
         .model(path)
         .sequences_max(config.sequences_max)
@@ -101,12 +111,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the address of the configuration and writes the port file.
+    /// Takes a bound listener and writes the port file.
     ///
-    /// **Errors**: an address that cannot be bound, a file that cannot be written.
-    pub async fn bind(engine: Engine, config: Config) -> anyhow::Result<Self> {
-        let listen = config.listen;
-        let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    /// **Errors**: a file that cannot be written.
+    pub fn new(engine: Engine, config: Config, listener: TcpListener) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;
         if let Some(file) = &config.port_file {
             write_atomically(file, &address.to_string())?;
@@ -135,9 +143,13 @@ impl Server {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let (close, closing) = tokio::sync::oneshot::channel::<()>();
+        let calls = services.calls();
         let router = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .max_concurrent_streams(STREAMS_MAX)
+            // A client may cancel all it has at once; the default of 20 would end its connection.
+            .http2_max_pending_accept_reset_streams(Some(STREAMS_MAX as usize))
+            .http2_max_local_error_reset_streams(Some(STREAMS_MAX as usize))
             .add_service(GenerationServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
             .add_service(TokenizerServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
             .add_service(ModelServiceServer::new(services))
@@ -151,32 +163,48 @@ impl Server {
         tokio::pin!(serving);
         tokio::select! {
             ended = &mut serving => return ended.context("the transport ended"),
+            () = failed(&engine) => {
+                set_health(&health, ServingStatus::NotServing).await;
+                bail!("the engine has failed");
+            }
             () = stop => {}
         }
-        let draining = drain(&engine, &health, config.grace);
+        let deadline = Instant::now() + config.grace;
         tokio::select! {
             ended = &mut serving => return ended.context("the transport ended"),
-            () = draining => {}
+            () = drain(&engine, &calls, &health, deadline) => {}
         }
         let _ = close.send(());
+        for service in SERVICES {
+            health.clone().clear_service_status(service).await;
+        }
         // What does not close in time is cut.
         let _ = tokio::time::timeout(CLOSE_TIME, serving).await;
+        if let Some(file) = &config.port_file {
+            let _ = std::fs::remove_file(file);
+        }
         tracing::info!("stopped");
         Ok(())
     }
 }
 
-async fn drain(engine: &Engine, health: &HealthReporter, grace: Duration) {
-    tracing::info!(grace_s = grace.as_secs(), load = ?engine.load(), "draining");
+/// Waits until the engine's thread has ended after a defect.
+async fn failed(engine: &Engine) {
+    while !engine.has_failed() {
+        tokio::time::sleep(FAILURE_LOOK).await;
+    }
+}
+
+/// Refuses new requests and waits until those taken in have been sent to their ends, at most until the deadline.
+async fn drain(engine: &Engine, calls: &OpenCalls, health: &HealthReporter, deadline: Instant) {
+    tracing::info!(num_calls = calls.count(), load = ?engine.load(), "draining");
     set_health(health, ServingStatus::NotServing).await;
     engine.close();
-    let deadline = Instant::now() + grace;
-    while !engine.is_idle() && Instant::now() < deadline {
+    while (!engine.is_idle() || calls.count() > 0) && Instant::now() < deadline {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
-    let load = engine.load();
-    if !engine.is_idle() {
-        tracing::warn!(num_running = load.num_running, num_waiting = load.num_waiting, "the grace period is over");
+    if !engine.is_idle() || calls.count() > 0 {
+        tracing::warn!(num_calls = calls.count(), load = ?engine.load(), "the grace period is over");
     }
     engine.stop();
 }
@@ -211,7 +239,9 @@ impl Signals {
 
 /// Writes a file so that a reader sees all of it or nothing.
 fn write_atomically(file: &Path, text: &str) -> anyhow::Result<()> {
-    let part = file.with_extension("part");
-    std::fs::write(&part, text).with_context(|| format!("cannot write {}", part.display()))?;
-    std::fs::rename(&part, file).with_context(|| format!("cannot write {}", file.display()))
+    let mut part = file.as_os_str().to_owned();
+    part.push(".part");
+    let part = Path::new(&part);
+    std::fs::write(part, text).with_context(|| format!("cannot write {}", part.display()))?;
+    std::fs::rename(part, file).with_context(|| format!("cannot write {}", file.display()))
 }

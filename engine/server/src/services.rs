@@ -4,35 +4,105 @@ mod generation;
 mod model;
 mod tokenizer;
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
 
-use bespoke_engine::{Engine, EngineError};
+use bespoke_engine::{Engine, EngineError, Stage};
 use bespoke_proto::invalid_status;
-use tonic::Status;
+use tokio::sync::Semaphore;
+use tonic::{Status, metadata::MetadataMap};
 
-use crate::{Config, status::status};
+use crate::{Config, deadline::deadline, status::status};
 
 /// What every service holds.
 #[derive(Clone)]
 pub(crate) struct Services {
     engine: Engine,
     config: Arc<Config>,
+    calls: OpenCalls,
+    /// Bounds the texts that are rendered and tokenized at once.
+    workers: Arc<Semaphore>,
+}
+
+/// The texts rendered and tokenized at once: more than there are cores only fight for them.
+const WORKERS: usize = 8;
+
+/// Counts the calls whose answers have not been sent to their ends.
+#[derive(Clone, Default)]
+pub(crate) struct OpenCalls(Arc<AtomicUsize>);
+
+/// One such call, until it is dropped.
+struct OpenCall(Arc<AtomicUsize>);
+
+impl OpenCalls {
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn open(&self) -> OpenCall {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        OpenCall(self.0.clone())
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Services {
     pub(crate) fn new(engine: Engine, config: Arc<Config>) -> Self {
-        Self { engine, config }
+        Self { engine, config, calls: OpenCalls::default(), workers: Arc::new(Semaphore::new(WORKERS)) }
     }
 
-    /// Runs what may take longer than half a millisecond (rendering and tokenizing) off the async threads.
+    pub(crate) fn calls(&self) -> OpenCalls {
+        self.calls.clone()
+    }
+
+    /// Runs what may take longer than half a millisecond (rendering and tokenizing) off the async threads, at most until
+    /// the deadline: the transport would end the call a little later, but with CANCELLED.
     async fn blocking<T: Send + 'static>(
         &self,
+        deadline: Option<Instant>,
         work: impl FnOnce(&Engine) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, Status> {
         let engine = self.engine.clone();
-        let done = tokio::task::spawn_blocking(move || work(&engine)).await;
-        done.map_err(|error| status(&EngineError::Internal(error.to_string())))?.map_err(|error| status(&error))
+        let workers = self.workers.clone();
+        let done = async {
+            let permit = workers.acquire_owned().await;
+            let worked = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                work(&engine)
+            });
+            worked.await.unwrap_or_else(|error| Err(EngineError::Internal(error.to_string())))
+        };
+        within(deadline, Stage::Queue, done).await.map_err(|error| status(&error))
     }
+}
+
+/// Waits for a result at most until the deadline.
+async fn within<T>(
+    deadline: Option<Instant>,
+    stage: Stage,
+    result: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    match deadline {
+        None => result.await,
+        Some(at) => {
+            let late = |_| Err(EngineError::DeadlineExceeded(stage));
+            tokio::time::timeout_at(at.into(), result).await.unwrap_or_else(late)
+        }
+    }
+}
+
+fn read_deadline(metadata: &MetadataMap) -> Result<Option<Instant>, Status> {
+    deadline(metadata, Instant::now()).map_err(|invalid| invalid_status(&invalid))
 }
 
 /// Converts a wire message.

@@ -22,15 +22,12 @@ pub(crate) fn status(error: &EngineError) -> Status {
         EngineError::Render(RenderError::NoChatTemplate) => violation("spec.template", error),
         EngineError::Render(RenderError::ChatTemplate(_)) => violation("spec.messages", error),
         EngineError::ContextTooLong { .. } => violation("spec.prompt", error),
-        EngineError::NoSystemPersona => violation("spec.persona.system", error),
-        EngineError::UnknownPersona(id) => {
-            let mut details = info("UNKNOWN_PERSONA");
-            details.set_resource_info("persona", id.as_str(), "", "not configured");
-            Status::with_error_details(Code::NotFound, error.to_string(), details)
-        }
+        EngineError::NoSystemPersona => unknown_persona("system", error),
+        EngineError::UnknownPersona(id) => unknown_persona(id.as_str(), error),
         EngineError::QueueFull { retry_after, .. } => {
             with_retry(Code::ResourceExhausted, "QUEUE_FULL", error, *retry_after)
         }
+        EngineError::Stalled(_) => Status::with_error_details(Code::Aborted, error.to_string(), info("STALLED")),
         EngineError::Stopping => with_retry(Code::Unavailable, "STOPPING", error, DRAINING_RETRY),
         EngineError::DeadlineExceeded(stage) => {
             let stage = HashMap::from([("stage".to_owned(), stage.to_string())]);
@@ -42,6 +39,12 @@ pub(crate) fn status(error: &EngineError) -> Status {
             Status::with_error_details(Code::Internal, error.to_string(), info("INTERNAL"))
         }
     }
+}
+
+fn unknown_persona(name: &str, error: &EngineError) -> Status {
+    let mut details = info("UNKNOWN_PERSONA");
+    details.set_resource_info("persona", name, "", "not configured");
+    Status::with_error_details(Code::NotFound, error.to_string(), details)
 }
 
 fn violation(field: &str, error: &EngineError) -> Status {
@@ -83,6 +86,7 @@ mod tests {
         assert_eq!(long.code(), Code::InvalidArgument);
         assert_eq!(bespoke_proto::field_violations(&long)[0].field, "spec.prompt");
         assert_eq!(status(&EngineError::Internal("x".into())).code(), Code::Internal);
-        assert_eq!(status(&EngineError::NoSystemPersona).code(), Code::InvalidArgument);
+        assert_eq!(status(&EngineError::NoSystemPersona).code(), Code::NotFound);
+        assert_eq!(status(&EngineError::Stalled(Duration::ZERO)).code(), Code::Aborted);
     }
 }

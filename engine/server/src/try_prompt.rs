@@ -80,7 +80,11 @@ pub fn try_prompt(arguments: &Try) -> anyhow::Result<()> {
     while let Some(event) = futures::executor::block_on(generation.next()) {
         match event? {
             Event::Started(started) => answer.started = Some(started),
-            Event::Delta(delta) => answer.take(delta, !arguments.json)?,
+            Event::Delta(delta) => match answer.take(delta, !arguments.json) {
+                // Whoever read the answer has had enough.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                taken => taken?,
+            },
             Event::Finished(finished) => return answer.finish(&finished, arguments.json),
         }
     }
@@ -108,7 +112,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn take(&mut self, delta: Delta, streams: bool) -> anyhow::Result<()> {
+    fn take(&mut self, delta: Delta, streams: bool) -> std::io::Result<()> {
         if streams {
             let mut out = std::io::stdout().lock();
             out.write_all(delta.text.as_bytes())?;

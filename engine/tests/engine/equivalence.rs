@@ -153,3 +153,60 @@ fn stops_end_an_answer_before_them() {
     let later = run(&tiny.engine, generate).ids(0);
     assert!(later.iter().take(20).all(|&id| id != token) && later.len() > 20);
 }
+
+#[test]
+fn a_warm_cache_equals_a_cold_one() {
+    let tiny = tiny(|builder| builder);
+    let shared = "a beginning that all of these prompts have in common, ";
+    for seed in [None, Some(4)] {
+        for end in ["first", "second", "third"] {
+            let prompt = format!("{shared}{end}");
+            let warm = seed.map_or_else(|| greedy(&prompt, 24), |seed| seeded(&prompt, 24, seed));
+            let mut cold = warm.clone();
+            cold.spec.prefix_cache.off = true;
+            let (cold, warm) = (run(&tiny.engine, cold), run(&tiny.engine, warm));
+            assert_eq!(cold.ids(0), warm.ids(0));
+            assert_eq!(cold.started.cached_tokens, 0);
+        }
+        let again = run(&tiny.engine, greedy(&format!("{shared}first"), 24));
+        assert!(again.started.cached_tokens >= 16, "nothing was shared");
+        assert_eq!(again.started.cached_tokens, again.finished.usage.cached_tokens);
+    }
+    let mut salted = greedy(&format!("{shared}first"), 1);
+    salted.spec.prefix_cache.salt = "tenant".into();
+    assert_eq!(run(&tiny.engine, salted).started.cached_tokens, 0);
+}
+
+#[test]
+fn speculation_changes_nothing_but_the_number_of_steps() {
+    let tiny = tiny(|builder| builder);
+    let mut accepted = 0;
+    for (index, prompt) in ["abc abc abc abc", "one two one two one", "xyxyxyxyxy"].into_iter().enumerate() {
+        for generate in [greedy(prompt, 60), seeded(prompt, 60, index as u64)] {
+            let plain = run(&tiny.engine, generate.clone());
+            for draft_tokens_max in [1, 4, 16] {
+                let mut drafted = generate.clone();
+                drafted.draft_tokens_max = draft_tokens_max;
+                drafted.logprobs.sampled = true;
+                let drafted = run(&tiny.engine, drafted);
+                assert_eq!(plain.ids(0), drafted.ids(0), "{prompt:?} with {draft_tokens_max} drafts");
+                assert_eq!(plain.text(0), drafted.text(0));
+                let usage = drafted.finished.usage;
+                assert!(usage.accepted_tokens <= usage.drafted_tokens);
+                accepted += usage.accepted_tokens;
+            }
+        }
+    }
+    assert!(accepted > 0, "no draft was ever right: the test shows nothing");
+}
+
+#[test]
+fn preempted_equals_alone() {
+    let roomy = tiny(|builder| builder);
+    let tight = tiny(|builder| builder.kv_tokens(160));
+    let alone: Vec<_> = PROMPTS.map(|prompt| run(&roomy.engine, seeded(prompt, 60, 8)).ids(0)).into();
+    let together: Vec<_> = PROMPTS.map(|prompt| start(&tight.engine, seeded(prompt, 60, 8))).into();
+    let preempted: Vec<_> = together.into_iter().map(|stream| collect(stream).unwrap().ids(0)).collect();
+    assert_eq!(alone, preempted);
+    assert!(tight.engine.load().num_preempted > 0, "memory was never short: the test shows nothing");
+}

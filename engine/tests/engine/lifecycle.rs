@@ -11,11 +11,11 @@ use bespoke_engine::{
 };
 use futures::{FutureExt, StreamExt, executor::block_on};
 
-use crate::support::{collect, eventually, greedy, run, seeded, start, tiny};
+use crate::support::{collect, eventually, greedy, run, seeded, slow, start, tiny};
 
 fn is_idle(engine: &Engine) -> bool {
     let load = engine.load();
-    load.num_waiting + load.num_running + load.num_blocks_in_use == 0
+    engine.is_idle() && load.num_waiting + load.num_running + load.num_blocks_in_use == 0
 }
 
 #[test]
@@ -80,21 +80,29 @@ fn a_full_queue_refuses_at_once_and_says_when_to_try_again() {
     eventually("an idle engine", || is_idle(&tiny.engine));
 }
 
+/// Starts a long request and reads it on a thread of its own, so that an engine of one sequence has no place.
+fn occupy(engine: &Engine) -> std::thread::JoinHandle<()> {
+    let stream = start(engine, greedy("busy", 100));
+    eventually("the busy one to run", || engine.load().num_running == 1);
+    std::thread::spawn(move || drop(collect(stream).unwrap()))
+}
+
 #[test]
 fn a_deadline_ends_each_stage() {
-    let tiny = tiny(|builder| builder.sequences_max(1));
+    let tiny = slow();
     let request = |tokens| Request::try_from(greedy("late", tokens)).unwrap();
     let passed = tiny.engine.generate_until(request(1), Some(Instant::now()));
     assert!(matches!(passed, Err(EngineError::DeadlineExceeded(Stage::Queue))), "{passed:?}");
 
-    // The reader stalls, so the request cannot end by itself before its deadline.
-    let soon = Some(Instant::now() + Duration::from_millis(300));
-    let decoding = tiny.engine.generate_until(request(200), soon).unwrap();
-    eventually("the first to run", || tiny.engine.load().num_running == 1);
-    let sooner = Some(Instant::now() + Duration::from_millis(100));
-    let queued = tiny.engine.generate_until(request(1), sooner).unwrap();
-    let error = collect(queued).unwrap_err();
+    let busy = occupy(&tiny.engine);
+    let soon = Some(Instant::now() + Duration::from_millis(20));
+    let error = collect(tiny.engine.generate_until(request(1), soon).unwrap()).unwrap_err();
     assert!(matches!(error, EngineError::DeadlineExceeded(Stage::Queue)), "{error}");
+    busy.join().unwrap();
+
+    // The reader stalls, so the request cannot end by itself before its deadline.
+    let soon = Some(Instant::now() + Duration::from_millis(100));
+    let decoding = tiny.engine.generate_until(request(200), soon).unwrap();
     eventually("an idle engine", || is_idle(&tiny.engine));
     let error = collect(decoding).unwrap_err();
     assert!(matches!(error, EngineError::DeadlineExceeded(Stage::Decode)), "{error}");
@@ -102,22 +110,33 @@ fn a_deadline_ends_each_stage() {
 
 #[test]
 fn a_time_limit_ends_an_answer_softly() {
-    let tiny = tiny(|builder| builder.sequences_max(1));
+    let tiny = slow();
+    let busy = occupy(&tiny.engine);
     let mut generate = greedy("short of time", 200);
-    generate.time_limit = Some(Duration::from_millis(150));
-    let mut stalled = start(&tiny.engine, generate.clone());
-    let queued = collect(start(&tiny.engine, generate)).unwrap();
+    generate.time_limit = Some(Duration::from_millis(20));
+    let queued = collect(start(&tiny.engine, generate.clone())).unwrap();
     assert_eq!(queued.finished.choices[0].reason, FinishReason::TimeLimit);
     assert!(queued.ids(0).is_empty());
-    let mut reason = None;
-    block_on(async {
-        while let Some(event) = stalled.next().await {
-            if let Event::Finished(finished) = event.unwrap() {
-                reason = Some(finished.choices[0].reason);
-            }
-        }
-    });
-    assert_eq!(reason, Some(FinishReason::TimeLimit));
+    busy.join().unwrap();
+
+    let stalled = start(&tiny.engine, generate);
+    eventually("an idle engine", || is_idle(&tiny.engine));
+    let ended = collect(stalled).unwrap();
+    assert_eq!(ended.finished.choices[0].reason, FinishReason::TimeLimit);
+    assert!(!ended.ids(0).is_empty() && ended.ids(0).len() < 200);
+}
+
+#[test]
+fn stalled_readers_hold_neither_places_nor_memory() {
+    let tiny = tiny(|builder| builder.sequences_max(2).kv_tokens(512));
+    let stalled: Vec<_> = (0..4).map(|_| start(&tiny.engine, greedy("slow", 200))).collect();
+    for _ in 0..5 {
+        assert_eq!(run(&tiny.engine, greedy("fast", 150)).ids(0).len(), 150);
+    }
+    let want = run(&tiny.engine, greedy("slow", 200)).ids(0);
+    for stream in stalled {
+        assert_eq!(collect(stream).unwrap().ids(0), want);
+    }
     eventually("an idle engine", || is_idle(&tiny.engine));
 }
 
@@ -194,7 +213,7 @@ fn wrong_requests_name_their_field() {
     assert_eq!(field(generate), "stop.tokens[0]");
     let params = SamplingParams { logit_bias: [(1_000_000, 1.0)].into(), ..Default::default() };
     let generate = Generate { sampling: Sampling::try_from(params).unwrap(), ..greedy("x", 1) };
-    assert_eq!(field(generate), "sampling.logit_bias[0]");
+    assert_eq!(field(generate), "sampling.logit_bias[1000000]");
     let mut generate = greedy("x", 1);
     generate.spec.persona = PersonaSource::System;
     let refused = tiny.engine.generate(Request::try_from(generate.clone()).unwrap());

@@ -22,6 +22,14 @@ pub(crate) fn tiny(configure: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Ti
     Tiny { engine: configure(builder).build().unwrap(), _folder: folder }
 }
 
+/// Builds an engine for one sequence on a model that takes milliseconds for a token, so that a reader is always faster.
+pub(crate) fn slow() -> Tiny {
+    let folder = TinyModel { num_layers: 16, hidden_size: 256, intermediate_size: 512, ..TinyModel::default() };
+    let folder = folder.write_hf().unwrap();
+    let builder = Engine::builder().model(folder.path()).num_threads(1).sequences_max(1);
+    Tiny { engine: builder.build().unwrap(), _folder: folder }
+}
+
 /// A request for `tokens` greedy tokens that nothing ends early.
 pub(crate) fn greedy(prompt: &str, tokens: u32) -> Generate {
     let spec = PromptSpec { template: Some(Template::None), ..PromptSpec::new(Prompt::Text(prompt.to_owned())) };

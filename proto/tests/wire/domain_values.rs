@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use bespoke_domain::{
     Choice, Continuation, Delta, Event, FinishReason, Finished, Generate, Logprobs, MatchedStop, Message, Persona,
-    PersonaId, PersonaSource, Priority, Prompt, PromptSpec, Request, RequestId, Role, Sampling, SamplingParams, Score,
-    ScoreRequest, Span, SpanKind, Started, Stop, Template, Timings, TokenId, TokenLogprob, TopLogprob, Usage,
+    PersonaId, PersonaSource, PrefixCache, Priority, Prompt, PromptSpec, Request, RequestId, Role, Sampling,
+    SamplingParams, Score, ScoreRequest, Span, SpanKind, Started, Stop, Template, Timings, TokenId, TokenLogprob,
+    TopLogprob, Usage,
 };
 use bespoke_proto::{Generated, GeneratedText, RenderedPrompt, TIME_LIMIT_MS_MAX};
 use proptest::{
@@ -46,13 +47,15 @@ fn persona_source() -> impl Strategy<Value = PersonaSource> {
 
 fn spec() -> impl Strategy<Value = PromptSpec> {
     let prompt = prop_oneof![text().prop_map(Prompt::Text), vec(message(), 1..4).prop_map(Prompt::Messages)];
-    let spoken = (prompt, persona_source(), option::of(template()), any::<bool>(), text());
-    let spoken = spoken.prop_map(|(prompt, persona, template, in_prompt, response_prefix)| PromptSpec {
+    let cache = (any::<bool>(), ".{0,40}").prop_map(|(off, salt)| PrefixCache { off, salt });
+    let spoken = (prompt, persona_source(), option::of(template()), any::<bool>(), text(), cache);
+    let spoken = spoken.prop_map(|(prompt, persona, template, in_prompt, response_prefix, prefix_cache)| PromptSpec {
         persona_in_prompt: in_prompt && template == Some(Template::Paper),
         prompt,
         persona,
         template,
         response_prefix,
+        prefix_cache,
     });
     let tokens = (ids(), option::of(Just(Template::None)))
         .prop_map(|(ids, template)| PromptSpec { template, ..PromptSpec::new(Prompt::Tokens(ids)) });
@@ -102,10 +105,10 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
     let logprobs = (any::<bool>(), 0..=Request::TOP_LOGPROBS_MAX, any::<bool>())
         .prop_map(|(sampled, top, prompt)| Logprobs { sampled, top, prompt });
     let limit = option::of((1..=TIME_LIMIT_MS_MAX).prop_map(|ms| Duration::from_millis(ms.into())));
-    let rest = (any::<bool>(), 1..=Request::N_MAX, priority(), limit);
+    let rest = (any::<bool>(), 1..=Request::N_MAX, priority(), limit, 0..=Request::DRAFT_TOKENS_MAX);
     let parts = (option::of(request_id()), spec(), sampling(), lengths, stop(), logprobs, rest);
     parts.prop_map(|(request_id, spec, sampling, (max_new_tokens, min_new_tokens), stop, logprobs, rest)| {
-        let (echo, n, priority, time_limit) = rest;
+        let (echo, n, priority, time_limit, draft_tokens_max) = rest;
         let generate = Generate {
             request_id,
             spec,
@@ -118,6 +121,7 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
             n,
             priority,
             time_limit,
+            draft_tokens_max,
         };
         Request::try_from(generate).expect("invariant: the strategy keeps to the rules")
     })
@@ -185,10 +189,8 @@ fn choice() -> impl Strategy<Value = Choice> {
 }
 
 fn usage() -> impl Strategy<Value = Usage> {
-    any::<[u32; 3]>().prop_map(|[prompt_tokens, cached_tokens, generated_tokens]| Usage {
-        prompt_tokens,
-        cached_tokens,
-        generated_tokens,
+    any::<[u32; 5]>().prop_map(|[prompt_tokens, cached_tokens, generated_tokens, drafted_tokens, accepted_tokens]| {
+        Usage { drafted_tokens, accepted_tokens, prompt_tokens, cached_tokens, generated_tokens }
     })
 }
 

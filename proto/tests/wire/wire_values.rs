@@ -2,9 +2,10 @@
 
 use bespoke_proto::{
     Choice, Continuation, Delta, Finished, GenerateStreamRequest, GenerateStreamResponse, GenerationParams,
-    LogprobsParams, MatchedStop, Message, MessageList, NoPersona, PersonaSource, PromptSpec, SamplingParams,
-    ScoreRequest, Started, StopParams, SystemPersona, Timings, TokenIdList, TokenLogprob, TopLogprob, Usage,
-    continuation, generate_stream_response::Event, matched_stop::Matched, persona_source::Source, prompt_spec::Prompt,
+    LogprobsParams, MatchedStop, Message, MessageList, NoPersona, PersonaSource, PrefixCache, PromptSpec,
+    SamplingParams, ScoreRequest, Started, StopParams, SystemPersona, Timings, TokenIdList, TokenLogprob, TopLogprob,
+    Usage, continuation, generate_stream_response::Event, matched_stop::Matched, persona_source::Source,
+    prompt_spec::Prompt,
 };
 use proptest::{
     collection::{btree_map, vec},
@@ -45,8 +46,10 @@ fn spec() -> impl Strategy<Value = PromptSpec> {
         ".{0,130}".prop_map(Source::Id),
     ];
     let persona = option::of(option::weighted(0.9, source).prop_map(|source| PersonaSource { source }));
-    (option::weighted(0.9, prompt), persona, number(), any::<bool>(), ".{0,9}").prop_map(
-        |(prompt, persona, template, persona_in_prompt, response_prefix)| PromptSpec {
+    let cache = option::of((any::<bool>(), ".{0,300}").prop_map(|(off, salt)| PrefixCache { off, salt }));
+    (option::weighted(0.9, prompt), persona, number(), any::<bool>(), ".{0,9}", cache).prop_map(
+        |(prompt, persona, template, persona_in_prompt, response_prefix, prefix_cache)| PromptSpec {
+            prefix_cache,
             prompt,
             persona,
             template,
@@ -85,11 +88,23 @@ fn params() -> impl Strategy<Value = GenerationParams> {
         top,
         prompt,
     });
-    let rest = (any::<bool>(), option::of(count()), option::of(count()));
+    let rest = (any::<bool>(), option::of(count()), option::of(count()), count());
     let parts = (option::of(sampling()), option::of(count()), count(), option::of(stop), option::of(logprobs), rest);
-    parts.prop_map(|(sampling, max_new_tokens, min_new_tokens, stop, logprobs, (echo, n, time_limit_ms))| {
-        GenerationParams { sampling, max_new_tokens, min_new_tokens, stop, logprobs, echo, n, time_limit_ms }
-    })
+    parts.prop_map(
+        |(sampling, max_new_tokens, min_new_tokens, stop, logprobs, (echo, n, time_limit_ms, draft_tokens_max))| {
+            GenerationParams {
+                sampling,
+                max_new_tokens,
+                min_new_tokens,
+                stop,
+                logprobs,
+                echo,
+                n,
+                time_limit_ms,
+                draft_tokens_max,
+            }
+        },
+    )
 }
 
 pub(crate) fn generate() -> impl Strategy<Value = GenerateStreamRequest> {

@@ -78,6 +78,9 @@ def _spec(prompt: str | None, options: PromptOptions) -> prompt_pb2.PromptSpec:
         template=_template(options.get("template")),
         persona_in_prompt=bool(options.get("persona_in_prompt")),
         response_prefix=options.get("response_prefix"),
+        prefix_cache=prompt_pb2.PrefixCache(
+            off=bool(options.get("prefix_cache_off")), salt=options.get("prefix_cache_salt")
+        ),
     )
 
 
@@ -142,6 +145,7 @@ def _params(options: GenerateOptions) -> params_pb2.GenerationParams:
         echo=bool(options.get("echo")),
         n=options.get("n"),
         time_limit_ms=options.get("time_limit_ms"),
+        draft_tokens_max=options.get("draft_tokens_max"),
     )
 
 

@@ -180,7 +180,13 @@ def _matched_stop(message: event_pb2.MatchedStop) -> str | int | None:
 
 
 def _usage(message: event_pb2.Usage) -> events.Usage:
-    return events.Usage(message.prompt_tokens, message.cached_tokens, message.generated_tokens)
+    return events.Usage(
+        prompt_tokens=message.prompt_tokens,
+        cached_tokens=message.cached_tokens,
+        generated_tokens=message.generated_tokens,
+        drafted_tokens=message.drafted_tokens,
+        accepted_tokens=message.accepted_tokens,
+    )
 
 
 def _timings(message: event_pb2.Timings) -> events.Timings:

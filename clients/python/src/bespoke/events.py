@@ -43,6 +43,8 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

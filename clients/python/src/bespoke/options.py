@@ -19,7 +19,8 @@ class PromptOptions(TypedDict, total=False):
     """What is asked beside the plain prompt, for whom, and how both become text.
 
     Exactly one of `prompt`, `messages` and `token_ids` is given. A message is a `Message` or a mapping with `role` and
-    `content`; a persona is its text or a `Persona`.
+    `content`; a persona is its text or a `Persona`. The members of `PrefixCache` are `prefix_cache_off` and
+    `prefix_cache_salt`.
     """
 
     messages: Sequence[MessageLike] | None
@@ -28,6 +29,8 @@ class PromptOptions(TypedDict, total=False):
     template: TemplateLike | None
     persona_in_prompt: bool | None
     response_prefix: str | None
+    prefix_cache_off: bool | None
+    prefix_cache_salt: str | None
 
 
 class RequestOptions(PromptOptions, total=False):
@@ -64,3 +67,4 @@ class GenerateOptions(RequestOptions, total=False):
     echo: bool | None
     n: int | None
     time_limit_ms: int | None
+    draft_tokens_max: int | None

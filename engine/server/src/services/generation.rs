@@ -6,13 +6,13 @@ use bespoke_domain as domain;
 use bespoke_engine::{EngineError, Event, Generation, Stage};
 use bespoke_proto::{
     GenerateRequest, GenerateResponse, GenerateStreamRequest, GenerateStreamResponse, Generated, ScoreRequest,
-    ScoreResponse, generation_service_server::GenerationService, invalid_status,
+    ScoreResponse, generation_service_server::GenerationService,
 };
 use futures::{Stream, StreamExt};
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status};
 
-use super::{Services, checked};
-use crate::{deadline::deadline, status::status};
+use super::{Services, checked, read_deadline, within};
+use crate::status::status;
 
 #[tonic::async_trait]
 impl GenerationService for Services {
@@ -23,13 +23,18 @@ impl GenerationService for Services {
         request: Request<GenerateStreamRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
         let deadline = read_deadline(request.metadata())?;
+        let call = self.calls.open();
         let generation = self.start(checked(request.into_inner())?, deadline).await?;
-        let events = generation.map(|event| event.map(Into::into).map_err(|error| status(&error)));
+        let events = generation.map(move |event| {
+            let _open = &call;
+            event.map(Into::into).map_err(|error| status(&error))
+        });
         Ok(Response::new(Box::pin(events)))
     }
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<GenerateResponse>, Status> {
         let deadline = read_deadline(request.metadata())?;
+        let _call = self.calls.open();
         let generation = self.start(checked(request.into_inner())?, deadline).await?;
         let events = gather(generation, deadline).await.map_err(|error| status(&error))?;
         let generated = Generated::gather(events);
@@ -39,25 +44,18 @@ impl GenerationService for Services {
 
     async fn score(&self, request: Request<ScoreRequest>) -> Result<Response<ScoreResponse>, Status> {
         let deadline = read_deadline(request.metadata())?;
+        let _call = self.calls.open();
         let request: domain::ScoreRequest = checked(request.into_inner())?;
-        let scoring = self.blocking(move |engine| engine.start_score(request, deadline)).await?;
-        let score = match deadline {
-            Some(at) => tokio::time::timeout_at(at.into(), scoring.score()).await,
-            None => Ok(scoring.score().await),
-        };
-        let score = score.unwrap_or(Err(EngineError::DeadlineExceeded(Stage::Prefill)));
+        let scoring = self.blocking(deadline, move |engine| engine.start_score(request, deadline)).await?;
+        let score = within(deadline, Stage::Prefill, scoring.score()).await;
         Ok(Response::new(score.map_err(|error| status(&error))?.into()))
     }
 }
 
 impl Services {
     async fn start(&self, request: domain::Request, deadline: Option<Instant>) -> Result<Generation, Status> {
-        self.blocking(move |engine| engine.generate_until(request, deadline)).await
+        self.blocking(deadline, move |engine| engine.generate_until(request, deadline)).await
     }
-}
-
-fn read_deadline(metadata: &MetadataMap) -> Result<Option<Instant>, Status> {
-    deadline(metadata, Instant::now()).map_err(|invalid| invalid_status(&invalid))
 }
 
 /// Reads all events, at most until the deadline.

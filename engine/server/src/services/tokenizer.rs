@@ -7,13 +7,14 @@ use bespoke_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::{Services, read_deadline};
 
 #[tonic::async_trait]
 impl TokenizerService for Services {
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        let deadline = read_deadline(request.metadata())?;
         let TokenizeRequest { text, add_special, parse_control } = request.into_inner();
-        let response = self.blocking(move |engine| {
+        let response = self.blocking(deadline, move |engine| {
             let token_ids = engine.tokenizer().encode_text(&text, add_special, parse_control)?;
             let piece = |&id: &u32| engine.tokenizer().token_bytes(id).unwrap_or_default().to_owned();
             Ok(TokenizeResponse { pieces: token_ids.iter().map(piece).collect(), token_ids })
@@ -22,8 +23,9 @@ impl TokenizerService for Services {
     }
 
     async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
+        let deadline = read_deadline(request.metadata())?;
         let request = request.into_inner();
-        let response = self.blocking(move |engine| {
+        let response = self.blocking(deadline, move |engine| {
             engine.check_ids("token_ids", &request.token_ids)?;
             let text = engine.tokenizer().decode(&request.token_ids, request.skips_control())?;
             Ok(DetokenizeResponse { text })
@@ -35,8 +37,9 @@ impl TokenizerService for Services {
         &self,
         request: Request<RenderPromptRequest>,
     ) -> Result<Response<RenderPromptResponse>, Status> {
+        let deadline = read_deadline(request.metadata())?;
         let (spec, response) = request.into_inner().into_parts().map_err(|invalid| invalid_status(&invalid))?;
-        let rendered = self.blocking(move |engine| -> Result<_, EngineError> {
+        let rendered = self.blocking(deadline, move |engine| -> Result<_, EngineError> {
             let prompt = engine.render(&spec, response.as_deref())?;
             Ok(RenderedPrompt {
                 spans: prompt.rendered.spans,

@@ -109,3 +109,34 @@ async fn the_server_tells_about_itself() {
     assert_eq!(limits.waiting_max, 7);
     assert!(limits.kv_tokens_max > 0 && !info.kernels.is_empty());
 }
+
+#[tokio::test]
+async fn a_score_by_text_has_the_tokens_of_the_whole_text() {
+    let Some(folder) = shared_fixture("stories260k") else {
+        println!("skipped: shared/fixtures/stories260k is absent");
+        return;
+    };
+    let running = Running::on(&folder).await;
+    let spec = |text: &str| PromptSpec { template: Some(Template::None), ..PromptSpec::new(Prompt::Text(text.into())) };
+    let whole = running.client.render_prompt(&spec("Once upon a time"), None).await.unwrap();
+    for (prompt, continuation) in [("Once", " upon a time"), ("Once upon a", " time"), ("Once up", "on a time")] {
+        let num_prompt = running.client.render_prompt(&spec(prompt), None).await.unwrap().tokens.len();
+        let score = ScoreRequest {
+            request_id: None,
+            spec: spec(prompt),
+            continuation: Continuation::Text(continuation.to_owned()),
+            top: 0,
+            priority: Default::default(),
+        };
+        let scored: Vec<_> =
+            running.client.score(&score).await.unwrap().tokens.iter().map(|token| token.token).collect();
+        let text = running.client.detokenize(scored.clone(), true).await.unwrap();
+        assert_eq!(text.trim_start(), continuation.trim_start());
+        if prompt != "Once up" {
+            let want: Vec<_> = whole.tokens[num_prompt..].iter().map(|(id, _)| *id).collect();
+            assert_eq!(scored, want, "{prompt:?} + {continuation:?}");
+        } else {
+            assert!(!running.client.detokenize(scored, true).await.unwrap().starts_with(' '));
+        }
+    }
+}

@@ -5,6 +5,7 @@
 mod answers;
 mod command_line;
 mod malformed;
+mod measures;
 mod operations;
 mod refusals;
 mod support;

@@ -17,12 +17,12 @@ fn status(error: ClientError) -> (Code, Vec<Invalid>, Option<Duration>) {
 
 #[tokio::test]
 async fn overload_answers_resource_exhausted_with_retry_info() {
-    let running = Running::tiny(|config| {
+    let running = Running::slow(|config| {
         config.sequences_max = 1;
         config.queue_max = 1;
     })
     .await;
-    let held = bulky(&running.address).await;
+    let held = running.client.generate_stream(&request(greedy("first", 200))).await.unwrap();
     running.runs(1).await;
     let waits = running.client.generate_stream(&request(greedy("second", 1))).await.unwrap();
     let begun = Instant::now();
@@ -36,17 +36,16 @@ async fn overload_answers_resource_exhausted_with_retry_info() {
 
 #[tokio::test]
 async fn an_expired_deadline_ends_the_stream() {
-    let running = Running::tiny(|config| config.sequences_max = 1).await;
-    let mut held = bulky(&running.address).await;
+    let running = Running::slow(|config| config.sequences_max = 1).await;
+    let mut held = running.client.generate_stream(&request(greedy("first", 200))).await.unwrap();
     held.next().await.unwrap().unwrap();
-    let hasty = running.client.with_deadline(Some(Duration::from_millis(100)));
-    // The first one holds the only place and is not read, so these cannot start in time.
+    let hasty = running.client.with_deadline(Some(Duration::from_millis(30)));
+    // The first one holds the only place, so these cannot start in time.
     let mut stream = hasty.generate_stream(&request(greedy("late", 1))).await.unwrap();
     let error = stream.next().await.unwrap().unwrap_err();
     assert_eq!(error.code(), Some(Code::DeadlineExceeded), "{error}");
     let error = hasty.generate(&request(greedy("late", 1))).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::DeadlineExceeded), "{error}");
-    assert_eq!(running.client.server_info().await.unwrap().load.unwrap().num_waiting, 0);
     drop(held);
     running.idle().await;
 }
@@ -95,18 +94,43 @@ async fn wrong_fields_are_named_as_on_the_wire() {
     generate.stop.tokens = vec![1 << 30];
     assert_eq!(field(generate).await, "params.stop.token_ids[0]");
     assert_eq!(field(greedy(&"long ".repeat(400), 1)).await, "spec.prompt");
-    let mut generate = greedy("x", 1);
-    generate.spec.persona = PersonaSource::System;
-    assert_eq!(field(generate).await, "spec.persona.system");
 
     let mut generate = greedy("x", 1);
     generate.spec.template = Some(bespoke_client::Template::Paper);
     generate.spec.persona = PersonaSource::Id(PersonaId::new("absent").unwrap());
-    let error = running.client.generate(&request(generate.clone())).await.unwrap_err();
+    let unknown = async |generate| running.client.generate(&request(generate)).await.unwrap_err();
+    let error = unknown(generate.clone()).await;
     assert!(
         matches!(error, ClientError::Status { code: Code::NotFound, resource: Some(ref found), .. } if found.name == "absent")
     );
+    generate.spec.persona = PersonaSource::System;
+    assert_eq!(unknown(generate.clone()).await.code(), Some(Code::NotFound));
     generate.spec.persona = PersonaSource::Id(PersonaId::new("novice").unwrap());
     let generated = running.client.generate(&request(generate)).await.unwrap();
     assert_eq!(generated.started.persona.unwrap().as_str(), "The user is new.");
+}
+
+#[tokio::test]
+async fn many_cancels_at_once_harm_no_other_stream() {
+    let running = Running::slow(|config| config.sequences_max = 4).await;
+    let mut survivor = running.client.generate_stream(&request(greedy("long", 60))).await.unwrap();
+    survivor.next().await.unwrap().unwrap();
+    let gone = request(greedy("gone", 50));
+    let start = || running.client.generate_stream(&gone);
+    let cancelled =
+        futures::future::join_all((0..100).map(|_| tokio::time::timeout(Duration::from_millis(5), start()))).await;
+    drop(cancelled);
+    let rest: Vec<_> = survivor.collect().await;
+    assert!(rest.iter().all(Result::is_ok), "{:?}", rest.last());
+    assert_eq!(rest.len(), 61);
+    running.idle().await;
+}
+
+#[tokio::test]
+async fn deadlines_hold_where_no_token_is_generated() {
+    let running = Running::tiny(|_| {}).await;
+    let hasty = running.client.with_deadline(Some(Duration::from_micros(1)));
+    let text = bespoke_client::TokenizeRequest { text: "word ".repeat(10_000), ..Default::default() };
+    let error = hasty.tokenize(text).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::DeadlineExceeded), "{error}");
 }

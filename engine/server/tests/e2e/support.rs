@@ -35,6 +35,14 @@ impl Running {
         Self::start(&path, Some(model), configure).await
     }
 
+    /// Starts a server on a model that takes milliseconds for a token.
+    pub(crate) async fn slow(configure: impl FnOnce(&mut Config)) -> Self {
+        let model = TinyModel { num_layers: 16, hidden_size: 256, intermediate_size: 512, ..TinyModel::default() };
+        let model = model.write_hf().unwrap();
+        let path = model.path().to_owned();
+        Self::start(&path, Some(model), configure).await
+    }
+
     /// Starts a server on the model at a path.
     pub(crate) async fn on(path: &Path) -> Self {
         Self::start(path, None, |_| {}).await
@@ -52,7 +60,8 @@ impl Running {
         if let Some(persona) = &config.system_persona {
             engine = engine.system_persona(persona.clone());
         }
-        let server = Server::bind(engine.build().unwrap(), config).await.unwrap();
+        let listener = tokio::net::TcpListener::bind(config.listen).await.unwrap();
+        let server = Server::new(engine.build().unwrap(), config, listener).unwrap();
         let address = format!("http://{}", server.address());
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(server.run(async {

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x65spoke/v1/params.proto\x12\nbespoke.v1\"\xae\x02\n\x10GenerationParams\x12,\n\x08sampling\x18\x01 \x01(\x0b\x32\x1a.bespoke.v1.SamplingParams\x12\x1b\n\x0emax_new_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0emin_new_tokens\x18\x03 \x01(\r\x12$\n\x04stop\x18\x04 \x01(\x0b\x32\x16.bespoke.v1.StopParams\x12,\n\x08logprobs\x18\x05 \x01(\x0b\x32\x1a.bespoke.v1.LogprobsParams\x12\x0c\n\x04\x65\x63ho\x18\x06 \x01(\x08\x12\x0e\n\x01n\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\rtime_limit_ms\x18\x08 \x01(\rH\x02\x88\x01\x01\x42\x11\n\x0f_max_new_tokensB\x04\n\x02_nB\x10\n\x0e_time_limit_ms\"\xf0\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12=\n\nlogit_bias\x18\x08 \x03(\x0b\x32).bespoke.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x03\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"D\n\nStopParams\x12\x0f\n\x07strings\x18\x01 \x03(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\nignore_end\x18\x03 \x01(\x08\">\n\x0eLogprobsParams\x12\x0f\n\x07sampled\x18\x01 \x01(\x08\x12\x0b\n\x03top\x18\x02 \x01(\r\x12\x0e\n\x06prompt\x18\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x65spoke/v1/params.proto\x12\nbespoke.v1\"\xc8\x02\n\x10GenerationParams\x12,\n\x08sampling\x18\x01 \x01(\x0b\x32\x1a.bespoke.v1.SamplingParams\x12\x1b\n\x0emax_new_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0emin_new_tokens\x18\x03 \x01(\r\x12$\n\x04stop\x18\x04 \x01(\x0b\x32\x16.bespoke.v1.StopParams\x12,\n\x08logprobs\x18\x05 \x01(\x0b\x32\x1a.bespoke.v1.LogprobsParams\x12\x0c\n\x04\x65\x63ho\x18\x06 \x01(\x08\x12\x0e\n\x01n\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\rtime_limit_ms\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x10\x64raft_tokens_max\x18\t \x01(\rB\x11\n\x0f_max_new_tokensB\x04\n\x02_nB\x10\n\x0e_time_limit_ms\"\xf0\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x02\x88\x01\x01\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12=\n\nlogit_bias\x18\x08 \x03(\x0b\x32).bespoke.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x03\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"D\n\nStopParams\x12\x0f\n\x07strings\x18\x01 \x03(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\nignore_end\x18\x03 \x01(\x08\">\n\x0eLogprobsParams\x12\x0f\n\x07sampled\x18\x01 \x01(\x08\x12\x0b\n\x03top\x18\x02 \x01(\r\x12\x0e\n\x06prompt\x18\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,13 +24,13 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_GENERATIONPARAMS']._serialized_start=40
-  _globals['_GENERATIONPARAMS']._serialized_end=342
-  _globals['_SAMPLINGPARAMS']._serialized_start=345
-  _globals['_SAMPLINGPARAMS']._serialized_end=713
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=607
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=655
-  _globals['_STOPPARAMS']._serialized_start=715
-  _globals['_STOPPARAMS']._serialized_end=783
-  _globals['_LOGPROBSPARAMS']._serialized_start=785
-  _globals['_LOGPROBSPARAMS']._serialized_end=847
+  _globals['_GENERATIONPARAMS']._serialized_end=368
+  _globals['_SAMPLINGPARAMS']._serialized_start=371
+  _globals['_SAMPLINGPARAMS']._serialized_end=739
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=633
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=681
+  _globals['_STOPPARAMS']._serialized_start=741
+  _globals['_STOPPARAMS']._serialized_end=809
+  _globals['_LOGPROBSPARAMS']._serialized_start=811
+  _globals['_LOGPROBSPARAMS']._serialized_end=873
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerationParams(_message.Message):
-    __slots__ = ("sampling", "max_new_tokens", "min_new_tokens", "stop", "logprobs", "echo", "n", "time_limit_ms")
+    __slots__ = ("sampling", "max_new_tokens", "min_new_tokens", "stop", "logprobs", "echo", "n", "time_limit_ms", "draft_tokens_max")
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MIN_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class GenerationParams(_message.Message):
     ECHO_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
     TIME_LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
     sampling: SamplingParams
     max_new_tokens: int
     min_new_tokens: int
@@ -23,7 +24,8 @@ class GenerationParams(_message.Message):
     echo: bool
     n: int
     time_limit_ms: int
-    def __init__(self, sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., min_new_tokens: _Optional[int] = ..., stop: _Optional[_Union[StopParams, _Mapping]] = ..., logprobs: _Optional[_Union[LogprobsParams, _Mapping]] = ..., echo: bool = ..., n: _Optional[int] = ..., time_limit_ms: _Optional[int] = ...) -> None: ...
+    draft_tokens_max: int
+    def __init__(self, sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., min_new_tokens: _Optional[int] = ..., stop: _Optional[_Union[StopParams, _Mapping]] = ..., logprobs: _Optional[_Union[LogprobsParams, _Mapping]] = ..., echo: bool = ..., n: _Optional[int] = ..., time_limit_ms: _Optional[int] = ..., draft_tokens_max: _Optional[int] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "seed")

@@ -14,29 +14,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x65spoke/v1/prompt.proto\x12\nbespoke.v1\"\x89\x02\n\nPromptSpec\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\x08messages\x18\x02 \x01(\x0b\x32\x17.bespoke.v1.MessageListH\x00\x12,\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.bespoke.v1.TokenIdListH\x00\x12*\n\x07persona\x18\x04 \x01(\x0b\x32\x19.bespoke.v1.PersonaSource\x12&\n\x08template\x18\x05 \x01(\x0e\x32\x14.bespoke.v1.Template\x12\x19\n\x11persona_in_prompt\x18\x06 \x01(\x08\x12\x17\n\x0fresponse_prefix\x18\x07 \x01(\tB\x08\n\x06prompt\"4\n\x0bMessageList\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.bespoke.v1.Message\":\n\x07Message\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.bespoke.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x1a\n\x0bTokenIdList\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8b\x01\n\rPersonaSource\x12%\n\x04none\x18\x01 \x01(\x0b\x32\x15.bespoke.v1.NoPersonaH\x00\x12+\n\x06system\x18\x02 \x01(\x0b\x32\x19.bespoke.v1.SystemPersonaH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x0c\n\x02id\x18\x04 \x01(\tH\x00\x42\x08\n\x06source\"\x0b\n\tNoPersona\"\x0f\n\rSystemPersona*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*^\n\x08Template\x12\x18\n\x14TEMPLATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eTEMPLATE_PAPER\x10\x01\x12\x11\n\rTEMPLATE_CHAT\x10\x02\x12\x11\n\rTEMPLATE_NONE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x65spoke/v1/prompt.proto\x12\nbespoke.v1\"\xb8\x02\n\nPromptSpec\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\x08messages\x18\x02 \x01(\x0b\x32\x17.bespoke.v1.MessageListH\x00\x12,\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.bespoke.v1.TokenIdListH\x00\x12*\n\x07persona\x18\x04 \x01(\x0b\x32\x19.bespoke.v1.PersonaSource\x12&\n\x08template\x18\x05 \x01(\x0e\x32\x14.bespoke.v1.Template\x12\x19\n\x11persona_in_prompt\x18\x06 \x01(\x08\x12\x17\n\x0fresponse_prefix\x18\x07 \x01(\t\x12-\n\x0cprefix_cache\x18\x08 \x01(\x0b\x32\x17.bespoke.v1.PrefixCacheB\x08\n\x06prompt\"(\n\x0bPrefixCache\x12\x0b\n\x03off\x18\x01 \x01(\x08\x12\x0c\n\x04salt\x18\x02 \x01(\t\"4\n\x0bMessageList\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.bespoke.v1.Message\":\n\x07Message\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.bespoke.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x1a\n\x0bTokenIdList\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8b\x01\n\rPersonaSource\x12%\n\x04none\x18\x01 \x01(\x0b\x32\x15.bespoke.v1.NoPersonaH\x00\x12+\n\x06system\x18\x02 \x01(\x0b\x32\x19.bespoke.v1.SystemPersonaH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x0c\n\x02id\x18\x04 \x01(\tH\x00\x42\x08\n\x06source\"\x0b\n\tNoPersona\"\x0f\n\rSystemPersona*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*^\n\x08Template\x12\x18\n\x14TEMPLATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eTEMPLATE_PAPER\x10\x01\x12\x11\n\rTEMPLATE_CHAT\x10\x02\x12\x11\n\rTEMPLATE_NONE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bespoke.v1.prompt_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_ROLE']._serialized_start=621
-  _globals['_ROLE']._serialized_end=701
-  _globals['_TEMPLATE']._serialized_start=703
-  _globals['_TEMPLATE']._serialized_end=797
+  _globals['_ROLE']._serialized_start=710
+  _globals['_ROLE']._serialized_end=790
+  _globals['_TEMPLATE']._serialized_start=792
+  _globals['_TEMPLATE']._serialized_end=886
   _globals['_PROMPTSPEC']._serialized_start=40
-  _globals['_PROMPTSPEC']._serialized_end=305
-  _globals['_MESSAGELIST']._serialized_start=307
-  _globals['_MESSAGELIST']._serialized_end=359
-  _globals['_MESSAGE']._serialized_start=361
-  _globals['_MESSAGE']._serialized_end=419
-  _globals['_TOKENIDLIST']._serialized_start=421
-  _globals['_TOKENIDLIST']._serialized_end=447
-  _globals['_PERSONASOURCE']._serialized_start=450
-  _globals['_PERSONASOURCE']._serialized_end=589
-  _globals['_NOPERSONA']._serialized_start=591
-  _globals['_NOPERSONA']._serialized_end=602
-  _globals['_SYSTEMPERSONA']._serialized_start=604
-  _globals['_SYSTEMPERSONA']._serialized_end=619
+  _globals['_PROMPTSPEC']._serialized_end=352
+  _globals['_PREFIXCACHE']._serialized_start=354
+  _globals['_PREFIXCACHE']._serialized_end=394
+  _globals['_MESSAGELIST']._serialized_start=396
+  _globals['_MESSAGELIST']._serialized_end=448
+  _globals['_MESSAGE']._serialized_start=450
+  _globals['_MESSAGE']._serialized_end=508
+  _globals['_TOKENIDLIST']._serialized_start=510
+  _globals['_TOKENIDLIST']._serialized_end=536
+  _globals['_PERSONASOURCE']._serialized_start=539
+  _globals['_PERSONASOURCE']._serialized_end=678
+  _globals['_NOPERSONA']._serialized_start=680
+  _globals['_NOPERSONA']._serialized_end=691
+  _globals['_SYSTEMPERSONA']._serialized_start=693
+  _globals['_SYSTEMPERSONA']._serialized_end=708
 # @@protoc_insertion_point(module_scope)

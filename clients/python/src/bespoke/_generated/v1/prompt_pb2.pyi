@@ -29,7 +29,7 @@ TEMPLATE_CHAT: Template
 TEMPLATE_NONE: Template
 
 class PromptSpec(_message.Message):
-    __slots__ = ("text", "messages", "token_ids", "persona", "template", "persona_in_prompt", "response_prefix")
+    __slots__ = ("text", "messages", "token_ids", "persona", "template", "persona_in_prompt", "response_prefix", "prefix_cache")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class PromptSpec(_message.Message):
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     PERSONA_IN_PROMPT_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
     text: str
     messages: MessageList
     token_ids: TokenIdList
@@ -44,7 +45,16 @@ class PromptSpec(_message.Message):
     template: Template
     persona_in_prompt: bool
     response_prefix: str
-    def __init__(self, text: _Optional[str] = ..., messages: _Optional[_Union[MessageList, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIdList, _Mapping]] = ..., persona: _Optional[_Union[PersonaSource, _Mapping]] = ..., template: _Optional[_Union[Template, str]] = ..., persona_in_prompt: bool = ..., response_prefix: _Optional[str] = ...) -> None: ...
+    prefix_cache: PrefixCache
+    def __init__(self, text: _Optional[str] = ..., messages: _Optional[_Union[MessageList, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIdList, _Mapping]] = ..., persona: _Optional[_Union[PersonaSource, _Mapping]] = ..., template: _Optional[_Union[Template, str]] = ..., persona_in_prompt: bool = ..., response_prefix: _Optional[str] = ..., prefix_cache: _Optional[_Union[PrefixCache, _Mapping]] = ...) -> None: ...
+
+class PrefixCache(_message.Message):
+    __slots__ = ("off", "salt")
+    OFF_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    off: bool
+    salt: str
+    def __init__(self, off: bool = ..., salt: _Optional[str] = ...) -> None: ...
 
 class MessageList(_message.Message):
     __slots__ = ("messages",)

@@ -1,0 +1,131 @@
+//! A sequence as the scheduler sees it: its tokens, how many are computed, and the blocks that hold them.
+
+use std::cmp::Reverse;
+
+use bespoke_domain::TokenId;
+
+use super::{Needs, SequenceKey};
+use crate::block_pool::{BLOCK_TOKENS, BlockPool, Prefix};
+
+/// Higher goes first: priority and arrival in turns, then the order of arrival.
+pub(super) type Rank = (i64, Reverse<u64>);
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) key: SequenceKey,
+    pub(super) rank: Rank,
+    /// Known tokens: prompt and answer.
+    pub(super) tokens: Vec<TokenId>,
+    /// Tokens to try after the known ones.
+    pub(super) drafts: Vec<TokenId>,
+    pub(super) tokens_max: usize,
+    /// How many of the known tokens are in the cache.
+    pub(super) num_computed: usize,
+    /// The first place whose logits are still wanted.
+    pub(super) logits_from: usize,
+    pub(super) blocks: Vec<u32>,
+    pub(super) root: Option<Prefix>,
+    /// The registered blocks at the beginning, and the name of the last.
+    num_registered: usize,
+    last_registered: Option<Prefix>,
+    /// The tokens that it started with, or started again with.
+    num_first: usize,
+    pub(super) parked: bool,
+}
+
+impl Entry {
+    pub(super) fn new(key: SequenceKey, rank: Rank, needs: Needs) -> Self {
+        debug_assert!(!needs.tokens.is_empty() && needs.tokens_max >= needs.tokens.len());
+        let num_first = needs.tokens.len();
+        Self {
+            key,
+            rank,
+            tokens: needs.tokens,
+            drafts: Vec::new(),
+            tokens_max: needs.tokens_max,
+            num_computed: 0,
+            logits_from: needs.logits_from,
+            blocks: Vec::new(),
+            root: needs.root,
+            num_registered: 0,
+            last_registered: needs.root,
+            num_first,
+            parked: false,
+        }
+    }
+
+    /// Whether one known token is left to compute and the sequence may go on.
+    pub(super) fn decodes(&self) -> bool {
+        !self.parked && self.tokens.len() - self.num_computed == 1
+    }
+
+    /// Whether its first tokens are not all computed yet.
+    pub(super) fn in_prompt(&self) -> bool {
+        self.num_computed < self.num_first
+    }
+
+    /// Returns how many of the known tokens the next chunk can have within the bounds.
+    pub(super) fn prompt_chunk(&self, tokens_left: usize, logits_left: usize) -> usize {
+        let wanted_from = self.num_computed.max(self.logits_from);
+        let end = self.tokens.len().min(self.num_computed + tokens_left).min(wanted_from + logits_left);
+        end.saturating_sub(self.num_computed)
+    }
+
+    /// Finds the blocks of the beginning that the prefix cache has and this sequence can use: at least one token is left to
+    /// compute, and all places whose logits are wanted.
+    pub(super) fn cached_blocks(&self, pool: &BlockPool) -> Vec<(u32, Prefix)> {
+        let mut found = Vec::new();
+        let Some(mut before) = self.root else { return found };
+        let usable = self.logits_from.min(self.tokens.len() - 1);
+        for tokens in self.tokens[..usable].chunks_exact(BLOCK_TOKENS) {
+            let Some((block, name)) = pool.find(before, tokens) else { break };
+            found.push((block, name));
+            before = name;
+        }
+        found
+    }
+
+    /// Takes the found blocks as its beginning. Returns how many tokens they hold.
+    pub(super) fn share(&mut self, found: &[(u32, Prefix)], pool: &mut BlockPool) -> usize {
+        debug_assert!(self.blocks.is_empty());
+        for &(block, name) in found {
+            pool.hold(block);
+            self.blocks.push(block);
+            self.last_registered = Some(name);
+        }
+        self.num_registered = found.len();
+        self.num_computed = found.len() * BLOCK_TOKENS;
+        self.num_computed
+    }
+
+    /// Takes blocks for the next `wanted` tokens. Returns for how many there are blocks now.
+    pub(super) fn take_blocks(&mut self, wanted: usize, pool: &mut BlockPool) -> usize {
+        while self.blocks.len() * BLOCK_TOKENS < self.num_computed + wanted
+            && let Some(block) = pool.allocate()
+        {
+            self.blocks.push(block);
+        }
+        wanted.min(self.blocks.len() * BLOCK_TOKENS - self.num_computed)
+    }
+
+    /// Makes the blocks known that have become full.
+    pub(super) fn register_full(&mut self, pool: &mut BlockPool) {
+        let Some(mut before) = self.last_registered else { return };
+        for index in self.num_registered..self.num_computed.min(self.tokens.len()) / BLOCK_TOKENS {
+            let tokens = &self.tokens[index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS];
+            before = pool.register(self.blocks[index], before, tokens);
+            self.num_registered = index + 1;
+        }
+        self.last_registered = Some(before);
+    }
+
+    /// Forgets what was computed; places whose logits have been taken need none again.
+    pub(super) fn start_again(&mut self) {
+        self.logits_from = self.logits_from.max(self.num_computed);
+        self.num_computed = 0;
+        self.num_registered = 0;
+        self.last_registered = self.root;
+        self.drafts.clear();
+        self.num_first = self.tokens.len();
+    }
+}

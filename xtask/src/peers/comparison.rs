@@ -1,0 +1,122 @@
+//! The numbers of both sides, run by run, and what they come to.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+/// Which of two numbers is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Better {
+    Higher,
+    Lower,
+}
+
+/// Whose number it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Ours,
+    Theirs,
+}
+
+/// What is compared, in the order in which it was first measured.
+#[derive(Default)]
+pub(super) struct Comparison {
+    measures: Vec<Measure>,
+}
+
+struct Measure {
+    name: String,
+    better: Better,
+    ours: Vec<f64>,
+    theirs: Vec<f64>,
+}
+
+impl Comparison {
+    /// Adds the number of one run. The name ends with the unit.
+    pub(super) fn add(&mut self, name: &str, better: Better, side: Side, number: f64) {
+        let index = self.measures.iter().position(|measure| measure.name == name).unwrap_or_else(|| {
+            self.measures.push(Measure { name: name.to_owned(), better, ours: Vec::new(), theirs: Vec::new() });
+            self.measures.len() - 1
+        });
+        let measure = &mut self.measures[index];
+        match side {
+            Side::Ours => measure.ours.push(number),
+            Side::Theirs => measure.theirs.push(number),
+        }
+    }
+
+    /// Returns the medians and their ratios as a Markdown table.
+    pub(super) fn table(&self) -> String {
+        let mut table =
+            String::from("| measure | better | ours | llama.cpp | ours / theirs |\n|---|---|--:|--:|--:|\n");
+        for Measure { name, better, ours, theirs } in &self.measures {
+            let better = match better {
+                Better::Higher => "higher",
+                Better::Lower => "lower",
+            };
+            let (ours, theirs) = (median(ours), median(theirs));
+            let ratio = ours.zip(theirs).map(|(ours, theirs)| ours / theirs);
+            let (ours, theirs) = (number(ours, 1), number(theirs, 1));
+            // Writing to a string cannot fail.
+            let _ = writeln!(table, "| {name} | {better} | {ours} | {theirs} | {} |", number(ratio, 2));
+        }
+        table
+    }
+
+    /// Returns every number.
+    pub(super) fn to_json(&self) -> Value {
+        let measure = |measure: &Measure| {
+            let Measure { name, ours, theirs, .. } = measure;
+            json!({
+                "name": name,
+                "ours": ours,
+                "theirs": theirs,
+                "ours_median": median(ours),
+                "theirs_median": median(theirs),
+            })
+        };
+        self.measures.iter().map(measure).collect()
+    }
+}
+
+fn number(number: Option<f64>, digits: usize) -> String {
+    number.map_or("-".to_owned(), |number| format!("{number:.digits$}"))
+}
+
+/// Returns the middle number, of an even count the mean of the middle two.
+fn median(numbers: &[f64]) -> Option<f64> {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let upper = sorted.get(middle)?;
+    Some(if sorted.len() % 2 == 1 { *upper } else { (sorted[middle - 1] + upper) / 2.0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[9.0, 1.0, 4.0]), Some(4.0));
+        assert_eq!(median(&[9.0, 1.0, 4.0, 6.0]), Some(5.0));
+    }
+
+    #[test]
+    fn the_table_has_medians_and_ratios_in_order() {
+        let mut comparison = Comparison::default();
+        for (ours, theirs) in [(10.0, 4.0), (30.0, 5.0), (20.0, 6.0)] {
+            comparison.add("prefill, tokens/s", Better::Higher, Side::Ours, ours);
+            comparison.add("prefill, tokens/s", Better::Higher, Side::Theirs, theirs);
+        }
+        comparison.add("memory, MiB", Better::Lower, Side::Ours, 1.0);
+        let table = comparison.table();
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines[2], "| prefill, tokens/s | higher | 20.0 | 5.0 | 4.00 |");
+        assert_eq!(lines[3], "| memory, MiB | lower | 1.0 | - | - |");
+        assert_eq!(comparison.to_json()[0]["ours"], json!([10.0, 30.0, 20.0]));
+        assert_eq!(comparison.to_json()[1]["theirs_median"], Value::Null);
+    }
+}
