@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use crate::attention::Job;
 use crate::matmul::Product;
+use crate::packed::{self, PackedProduct};
+use crate::quantized::{self, Source};
 use crate::shared::SharedMut;
 use crate::table::Table;
-use crate::{Attention, Isa, KernelsError, Matrix, Pool, Rope};
+use crate::{Attention, Isa, KernelsError, Matrix, Pool, Quantized, Rope};
 
 /// Elements that are worth a task of an elementwise kernel: a few microseconds.
 const TASK_ELEMENTS: usize = 1 << 13;
@@ -55,6 +57,37 @@ impl Kernels {
         assert_eq!(Some(x.len()), n.checked_mul(w.cols()), "activations of {n} rows for {w:?}");
         assert_eq!(Some(out.len()), n.checked_mul(w.rows()), "outputs of {n} rows for {w:?}");
         Product { table: self.table, x, num_rows: n, w, out: SharedMut::new(out) }.run(&self.pool);
+    }
+
+    /// Quantizes `n` rows of activations.
+    ///
+    /// **Shapes**: `x` `(n, cols)`. **Panics** if `x` is not `n` rows of whole blocks of 32.
+    pub fn quantize(&self, x: &[f32], n: usize, out: &mut Quantized) {
+        quantized::run(self.table, &self.pool, Source::Plain { x }, n, out);
+    }
+
+    /// [`Kernels::rms_norm`] and [`Kernels::quantize`] in one pass, with the same bits.
+    ///
+    /// **Shapes**: `x` `(rows, weight.len())`. **Panics** if a length does not fit.
+    pub fn rms_norm_quantize(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut Quantized) {
+        let rows = x.len() / weight.len().max(1);
+        quantized::run(self.table, &self.pool, Source::RmsNorm { x, weight, eps }, rows, out);
+    }
+
+    /// [`Kernels::swiglu`] and [`Kernels::quantize`] in one pass, with the same bits; `gate` stays as it is.
+    ///
+    /// **Shapes**: `gate`, `up` `(n, cols)`. **Panics** if a length does not fit.
+    pub fn swiglu_quantize(&self, gate: &[f32], up: &[f32], n: usize, out: &mut Quantized) {
+        quantized::run(self.table, &self.pool, Source::SwiGlu { gate, up }, n, out);
+    }
+
+    /// Up to four products of the same activations, in one parallel region.
+    ///
+    /// An output has the same bits on every instruction set, alone and in any batch.
+    ///
+    /// **Panics** if a length does not fit.
+    pub fn matmul_packed(&self, x: &Quantized, products: &mut [PackedProduct<'_>]) {
+        packed::run(self.table, &self.pool, x, products);
     }
 
     /// Adds `bias` to every row of `out`.

@@ -4,17 +4,17 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Borrows a slice mutably and hands out parts of it to several threads.
-pub(crate) struct SharedMut<'a> {
-    start: *mut f32,
+pub(crate) struct SharedMut<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    _borrow: PhantomData<&'a mut [f32]>,
+    _borrow: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: the only access is `part`, whose contract is that parts handed out at one time are disjoint.
-unsafe impl Sync for SharedMut<'_> {}
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
-impl<'a> SharedMut<'a> {
-    pub(crate) fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, T> SharedMut<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
         SharedMut { start: slice.as_mut_ptr(), len: slice.len(), _borrow: PhantomData }
     }
 
@@ -24,7 +24,7 @@ impl<'a> SharedMut<'a> {
     /// No other part that is alive at the same time overlaps `range`.
     #[allow(clippy::mut_from_ref, reason = "that the parts are disjoint is the caller's contract")]
     #[inline]
-    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [f32] {
+    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {}", self.len);
         // SAFETY: the range lies in the borrowed slice by the assertion, and is not aliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }

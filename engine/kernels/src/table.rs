@@ -1,9 +1,12 @@
 //! The functions of one instruction set. `Kernels` picks a table once and calls through it.
 
 use crate::matmul::Tile;
-use crate::{DType, Isa, RopeStyle, attention, dequantize, elementwise, matmul};
+use crate::packed::{Sums, TileJob};
+use crate::quantized::Sink;
+use crate::{DType, Isa, RopeStyle, attention, dequantize, elementwise, matmul, packed, quantized};
 
 type Dot4 = unsafe fn(DType, [&[u8]; 4], usize, &[f32]) -> [f32; 4];
+type Attend = unsafe fn(&mut attention::blocked::Block, &attention::blocked::Chunk<'_>);
 type Weigh = unsafe fn(&mut [f32], f32, &[f32], &[&[f32]]);
 
 /// One function per kernel, all for the same instruction set.
@@ -32,6 +35,19 @@ pub(crate) struct Table {
     pub(crate) softmax: unsafe fn(&mut attention::Scores, f32, &mut attention::Softmax) -> f32,
     /// `acc = acc * correction + sum_j p_j v_j`.
     pub(crate) weigh: Weigh,
+    /// One chunk of keys for a block of queries, where the instruction set has a function for that; otherwise rows
+    /// are computed one by one with `tile`, `softmax` and `weigh`.
+    pub(crate) attend: Option<Attend>,
+    /// `1 / sqrt(mean(x^2) + eps)` of one row, the factor of `rms_norm`.
+    pub(crate) rms_factor: unsafe fn(&[f32], f32) -> f32,
+    /// `out = x * factor * weight`.
+    pub(crate) rms_scale: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    /// Quantizes whole blocks of a row from a given block on.
+    pub(crate) quantize: unsafe fn(&[f32], usize, &mut Sink<'_>),
+    /// Multiplies a packed tile with a group of activations.
+    pub(crate) packed_tile: unsafe fn(&TileJob<'_>, &mut Sums),
+    /// The most activation rows that `packed_tile` takes.
+    pub(crate) packed_rows: usize,
 }
 
 impl Table {
@@ -60,6 +76,12 @@ static SCALAR: Table = Table {
     rotate: elementwise::scalar::rotate,
     softmax: attention::scalar::softmax,
     weigh: attention::scalar::weigh,
+    attend: None,
+    rms_factor: elementwise::scalar::rms_factor,
+    rms_scale: elementwise::scalar::rms_scale,
+    quantize: quantized::scalar::quantize,
+    packed_tile: packed::scalar::tile,
+    packed_rows: packed::scalar::GROUP_ROWS,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -74,6 +96,12 @@ static AVX2: Table = Table {
     rotate: elementwise::avx2::rotate,
     softmax: attention::avx2::softmax,
     weigh: attention::avx2::weigh,
+    attend: None,
+    rms_factor: elementwise::avx2::rms_factor,
+    rms_scale: elementwise::avx2::rms_scale,
+    quantize: quantized::avx2::quantize,
+    packed_tile: packed::avx2::tile,
+    packed_rows: packed::avx2::GROUP_ROWS,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -88,4 +116,10 @@ static AVX512: Table = Table {
     rotate: elementwise::avx512::rotate,
     softmax: attention::avx512::softmax,
     weigh: attention::avx512::weigh,
+    attend: Some(attention::avx512_block::step),
+    rms_factor: elementwise::avx512::rms_factor,
+    rms_scale: elementwise::avx512::rms_scale,
+    quantize: quantized::avx512::quantize,
+    packed_tile: packed::avx512::tile,
+    packed_rows: packed::avx512::GROUP_ROWS,
 };

@@ -23,4 +23,4 @@ pub use kv_cache::KvCache;
 pub use serving::{LoadOptions, Model, Step, StepRow, Workspace};
 pub use source::ModelSource;
 pub use tokenizer::{Encoded, Tokenizer};
-pub use weights::{LayerWeights, Linear, Weights};
+pub use weights::{LayerWeights, Linear, Weight, Weights};

@@ -4,6 +4,7 @@
 //! logits go through the output matrix. The keys and values of all rows are written before a layer attends, so the rows of
 //! one prefill chunk see each other. A row's result does not depend on the other rows of its step, bit for bit.
 
+mod projection;
 mod step;
 mod workspace;
 
@@ -11,10 +12,11 @@ use std::path::Path;
 
 use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, Rope};
 
-use crate::{KvCache, LayerWeights, Linear, ModelConfig, ModelError, ModelSource, Weights};
+use crate::{KvCache, LayerWeights, ModelConfig, ModelError, ModelSource, Weights};
 
 pub use step::{Step, StepRow};
 pub use workspace::Workspace;
+use projection::{Projection, Scratch};
 use workspace::recycle;
 
 /// A loaded model: configuration, weights and the kernels that run it.
@@ -52,11 +54,12 @@ impl Model {
         if let Some(limit) = options.context_limit {
             config.context_length = config.context_length.min(limit.max(1));
         }
-        let weights = Weights::load(source, &config)?;
+        let mut weights = Weights::load(source, &config)?;
         let frequencies = config.inverse_frequencies(weights.rope_divisors.as_deref());
         // No supported scaling has an attention factor.
         let rope = Rope::new(weights.rope_style, &frequencies, config.context_length, 1.0);
         let kernels = Kernels::new(options.num_threads)?;
+        weights.pack(kernels.pool());
         Ok(Model { name: source.name(), digest: source.digest()?, config, weights, rope, kernels })
     }
 
@@ -126,10 +129,13 @@ impl Model {
     fn attend(&self, step: &Step<'_>, layer: usize, cache: &mut KvCache, workspace: &mut Workspace) {
         let (config, kernels, weights) = (&self.config, &self.kernels, &self.weights.layers[layer]);
         let w = workspace.rows();
-        kernels.rms_norm(w.hidden, &weights.attn_norm, config.norm_eps, w.normed);
-        self.apply(&weights.q, w.normed, w.q);
-        self.apply(&weights.k, w.normed, w.k);
-        self.apply(&weights.v, w.normed, w.v);
+        let projections = [
+            Projection::new(&weights.q, w.q),
+            Projection::new(&weights.k, w.k),
+            Projection::new(&weights.v, w.v),
+        ];
+        let scratch = Scratch { plain: w.normed, quantized: w.quantized };
+        self.project_normed(w.hidden, &weights.attn_norm, scratch, projections);
         self.normalise_heads(weights, w.q, w.k, w.heads);
         kernels.rope(&self.rope, w.positions, config.num_heads, w.q);
         kernels.rope(&self.rope, w.positions, config.num_kv_heads, w.k);
@@ -153,8 +159,8 @@ impl Model {
         kernels.attention(attention, w.heads);
         *w.visible = recycle(visible);
 
-        self.apply(&weights.o, w.heads, w.projected);
-        kernels.add(w.hidden, w.projected);
+        let scratch = Scratch { plain: w.projected, quantized: w.quantized };
+        self.project_add(w.heads, step.rows.len(), scratch, Projection::new(&weights.o, w.hidden));
     }
 
     /// Normalises each head of q and k (Qwen3); `scratch` is at least as wide as q.
@@ -170,39 +176,22 @@ impl Model {
 
     /// Adds the feed-forward block of one layer to the hidden states.
     fn feed_forward(&self, weights: &LayerWeights, workspace: &mut Workspace) {
-        let kernels = &self.kernels;
         let w = workspace.rows();
-        kernels.rms_norm(w.hidden, &weights.ffn_norm, self.config.norm_eps, w.normed);
-        self.apply(&weights.gate, w.normed, w.gate);
-        self.apply(&weights.up, w.normed, w.up);
-        kernels.swiglu(w.gate, w.up);
-        self.apply(&weights.down, w.gate, w.projected);
-        kernels.add(w.hidden, w.projected);
+        let projections = [Projection::new(&weights.gate, w.gate), Projection::new(&weights.up, w.up)];
+        let scratch = Scratch { plain: w.normed, quantized: w.quantized };
+        self.project_normed(w.hidden, &weights.ffn_norm, scratch, projections);
+        let scratch = Scratch { plain: w.projected, quantized: w.quantized };
+        self.project_swiglu_add(w.gate, w.up, scratch, Projection::new(&weights.down, w.hidden));
     }
 
     /// Takes the rows that want logits through the final norm and the output matrix.
     fn compute_logits(&self, workspace: &mut Workspace) {
-        let (hidden_size, vocab_size) = (self.config.hidden_size, self.config.vocab_size);
-        let num_wanted = workspace.wanted.len();
-        if num_wanted == 0 {
+        let w = workspace.logit_rows(self.config.hidden_size, self.config.vocab_size);
+        if w.gathered.is_empty() {
             return;
         }
-        for (place, &row) in workspace.wanted.iter().enumerate() {
-            let hidden = &workspace.hidden[row * hidden_size..(row + 1) * hidden_size];
-            let normed = &mut workspace.logits_normed[place * hidden_size..(place + 1) * hidden_size];
-            self.kernels.rms_norm(hidden, &self.weights.final_norm, self.config.norm_eps, normed);
-        }
-        let normed = &workspace.logits_normed[..num_wanted * hidden_size];
-        let logits = &mut workspace.logits[..num_wanted * vocab_size];
-        self.kernels.matmul(normed, num_wanted, &self.weights.output, logits);
-    }
-
-    /// Computes `out (T, rows) = x (T, cols) weight^T + bias`.
-    fn apply(&self, linear: &Linear, x: &[f32], out: &mut [f32]) {
-        let num_rows = x.len() / linear.weight.cols();
-        self.kernels.matmul(x, num_rows, &linear.weight, out);
-        if let Some(bias) = &linear.bias {
-            self.kernels.add_bias(out, bias);
-        }
+        let scratch = Scratch { plain: w.normed, quantized: w.quantized };
+        let projection = Projection::new(&self.weights.output, w.logits);
+        self.project_normed(w.gathered, &self.weights.final_norm, scratch, [projection]);
     }
 }

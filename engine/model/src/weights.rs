@@ -1,6 +1,7 @@
 //! The weights of a model, taken from either kind of file under one set of names, every shape checked.
 
 mod names;
+mod weight;
 
 use std::collections::HashMap;
 
@@ -9,6 +10,7 @@ use bespoke_kernels::{DType, Matrix, RopeStyle};
 use crate::tensor::Tensor;
 use crate::{ModelConfig, ModelError, ModelSource};
 use names::{Names, Part};
+pub use weight::Weight;
 
 /// All weights of a model; matrices share the memory map of their file.
 #[derive(Debug, Clone)]
@@ -19,8 +21,8 @@ pub struct Weights {
     pub layers: Vec<LayerWeights>,
     /// Weight of the norm before the output. **Shapes**: `(D)`.
     pub final_norm: Vec<f32>,
-    /// Maps hidden states to logits; a clone of `embeddings` where they are tied. **Shapes**: `(V, D)`.
-    pub output: Matrix,
+    /// Maps hidden states to logits, without a bias; of `embeddings` where they are tied. **Shapes**: `(V, D)`.
+    pub output: Linear,
     /// Which components of a head of q and k are rotated together: GGUF files of Llama have them interleaved.
     pub rope_style: RopeStyle,
     /// Divisors of the rotary frequencies, which some GGUF files have as a tensor. **Shapes**: `(E / 2)`.
@@ -58,7 +60,7 @@ pub struct LayerWeights {
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// The matrix.
-    pub weight: Matrix,
+    pub weight: Weight,
     /// **Shapes**: `(weight.rows())`.
     pub bias: Option<Vec<f32>>,
 }
@@ -80,7 +82,7 @@ impl Weights {
             embeddings,
             layers: (0..config.num_layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?,
             final_norm: loader.vector(names.final_norm(), hidden_size)?,
-            output,
+            output: Linear { weight: Weight::Plain(output), bias: None },
             rope_style: names.rope_style(config.architecture),
             rope_divisors: loader.rope_divisors()?,
         })
@@ -93,24 +95,28 @@ impl Weights {
             let biases = layer.linears().map(|linear| linear.bias.as_ref());
             norms.into_iter().chain(biases).flatten().map(|vector| vector.len() as u64).sum::<u64>()
         };
-        let matrices: u64 = self.matrices(config).map(num_elements).sum();
+        let matrices: u64 = self.matrices(config).map(|(_, num)| num).sum();
         matrices + self.layers.iter().map(vectors).sum::<u64>() + self.final_norm.len() as u64
     }
 
     /// Returns the number format that holds most of the parameters.
     pub fn main_dtype(&self, config: &ModelConfig) -> DType {
         let mut num_by_dtype: HashMap<DType, u64> = HashMap::new();
-        for matrix in self.matrices(config) {
-            *num_by_dtype.entry(matrix.dtype()).or_default() += num_elements(matrix);
+        for (dtype, num) in self.matrices(config) {
+            *num_by_dtype.entry(dtype).or_default() += num;
         }
         let most = num_by_dtype.into_iter().max_by_key(|(_, num)| *num);
         most.map_or(self.embeddings.dtype(), |(dtype, _)| dtype)
     }
 
-    fn matrices(&self, config: &ModelConfig) -> impl Iterator<Item = &Matrix> {
+    /// Returns type and number of elements of each matrix.
+    fn matrices(&self, config: &ModelConfig) -> impl Iterator<Item = (DType, u64)> {
         let output = (!config.tie_embeddings).then_some(&self.output);
-        let layers = self.layers.iter().flat_map(|layer| layer.linears().map(|linear| &linear.weight));
-        std::iter::once(&self.embeddings).chain(output).chain(layers)
+        let linears = output.into_iter().chain(self.layers.iter().flat_map(LayerWeights::linears));
+        let size = |rows: usize, cols: usize| rows as u64 * cols as u64;
+        let embeddings = (self.embeddings.dtype(), size(self.embeddings.rows(), self.embeddings.cols()));
+        let sizes = linears.map(move |Linear { weight, .. }| (weight.dtype(), size(weight.rows(), weight.cols())));
+        std::iter::once(embeddings).chain(sizes)
     }
 }
 
@@ -118,10 +124,6 @@ impl LayerWeights {
     fn linears(&self) -> [&Linear; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
-}
-
-fn num_elements(matrix: &Matrix) -> u64 {
-    matrix.rows() as u64 * matrix.cols() as u64
 }
 
 struct Loader<'a> {
@@ -137,7 +139,7 @@ impl Loader<'_> {
         let (query, kv) = (config.query_size(), config.kv_size());
         let norm = |part, len| self.vector(&self.names.layer_weight(layer, part), len);
         let linear = |part, rows, cols, has_bias: bool| {
-            let weight = self.matrix(&self.names.layer_weight(layer, part), rows, cols)?;
+            let weight = Weight::Plain(self.matrix(&self.names.layer_weight(layer, part), rows, cols)?);
             let bias = has_bias.then(|| self.vector(&self.names.layer_bias(layer, part), rows)).transpose()?;
             Ok::<Linear, ModelError>(Linear { weight, bias })
         };

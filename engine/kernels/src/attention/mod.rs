@@ -8,6 +8,9 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512_block;
+pub(crate) mod blocked;
 pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
@@ -118,6 +121,10 @@ impl<'a> Job<'a> {
 
     /// Computes every row and head.
     pub(crate) fn run(&self, pool: &Pool) {
+        let fits = self.args.shape.head_dim <= blocked::HEAD_DIM_MAX && (1..=blocked::VECTORS).contains(&self.group);
+        if let Some(step) = self.table.attend.filter(|_| fits) {
+            return self.run_blocked(step, pool);
+        }
         let kv_heads = self.args.shape.kv_heads;
         let num_groups = self.args.rows.len() * kv_heads;
         let few = num_groups < MIN_TASKS_PER_THREAD * pool.num_threads();

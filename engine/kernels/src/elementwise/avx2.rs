@@ -10,7 +10,18 @@ const LANES: usize = 8;
 /// As `scalar::rms_norm`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == out.len(), "a row, its weight and its output differ in length");
+    rms_scale(x, weight, rms_factor(x, eps), out);
+}
+
+/// As `scalar::rms_scale`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn rms_scale(x: &[f32], weight: &[f32], factor: f32, out: &mut [f32]) {
+    scalar::rms_scale(x, weight, factor, out);
+}
+
+/// As `scalar::rms_factor`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn rms_factor(x: &[f32], eps: f32) -> f32 {
     let (whole, rest) = x.as_chunks::<LANES>();
     let mut sum = load(&padded(rest));
     sum = _mm256_mul_ps(sum, sum);
@@ -18,8 +29,7 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let x = load(chunk);
         sum = _mm256_fmadd_ps(x, x, sum);
     }
-    let factor = 1.0 / (add_lanes(sum) / x.len() as f32 + eps).sqrt();
-    scalar::scale(x, weight, factor, out);
+    1.0 / (add_lanes(sum) / x.len() as f32 + eps).sqrt()
 }
 
 /// As `scalar::swiglu`. An element has the same bits wherever in the slices it is.

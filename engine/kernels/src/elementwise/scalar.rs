@@ -1,19 +1,23 @@
-//! The meaning of the elementwise kernels. `add` and `rotate` are compiled again, from here, for every instruction
+//! The meaning of the elementwise kernels. `add`, `rotate` and `rms_scale` are compiled again, from here, for every instruction
 //! set: they neither reassociate nor fuse, so the compiler vectorises them without changing a bit.
 
 use crate::RopeStyle;
 
 /// `out = x / sqrt(mean(x^2) + eps) * weight`.
 pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == out.len(), "a row, its weight and its output differ in length");
+    rms_scale(x, weight, rms_factor(x, eps), out);
+}
+
+/// `1 / sqrt(mean(x^2) + eps)`.
+pub(crate) fn rms_factor(x: &[f32], eps: f32) -> f32 {
     let sum: f32 = x.iter().map(|x| x * x).sum();
-    let factor = 1.0 / (sum / x.len() as f32 + eps).sqrt();
-    scale(x, weight, factor, out);
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
 }
 
 /// `out = x * factor * weight`.
 #[inline(always)]
-pub(super) fn scale(x: &[f32], weight: &[f32], factor: f32, out: &mut [f32]) {
+pub(crate) fn rms_scale(x: &[f32], weight: &[f32], factor: f32, out: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == out.len(), "a row, its weight and its output differ in length");
     for ((x, weight), out) in x.iter().zip(weight).zip(out) {
         *out = x * factor * weight;
     }

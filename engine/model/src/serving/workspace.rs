@@ -1,10 +1,13 @@
 //! The buffers of the serving pass, made once for the largest step.
 
-use bespoke_kernels::AttentionRow;
+use bespoke_kernels::{AttentionRow, Quantized};
 
 use super::{Model, Step};
 use crate::kv_cache::KvSlot;
 use crate::{ModelConfig, ModelError};
+
+/// The columns that share a scale in quantized activations.
+const QUANTIZED_BLOCK: usize = 32;
 
 /// Buffers for steps of up to `max_rows` rows, of which up to `max_logit_rows` want logits.
 pub struct Workspace {
@@ -27,9 +30,12 @@ pub struct Workspace {
     /// Kept only for its capacity.
     visible: Vec<AttentionRow<'static>>,
     /// Indices of the rows that want logits.
-    pub(super) wanted: Vec<usize>,
-    pub(super) logits_normed: Vec<f32>,
-    pub(super) logits: Vec<f32>,
+    wanted: Vec<usize>,
+    gathered: Vec<f32>,
+    logits_normed: Vec<f32>,
+    logits: Vec<f32>,
+    /// The quantized input of a projection.
+    quantized: Quantized,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +65,16 @@ pub(super) struct WorkspaceRows<'a> {
     pub(super) positions: &'a [u32],
     pub(super) slots: &'a [KvSlot],
     pub(super) visible: &'a mut Vec<AttentionRow<'static>>,
+    pub(super) quantized: &'a mut Quantized,
+}
+
+/// The buffers of the rows that want logits.
+pub(super) struct LogitRows<'a> {
+    /// Their hidden states.
+    pub(super) gathered: &'a [f32],
+    pub(super) normed: &'a mut [f32],
+    pub(super) logits: &'a mut [f32],
+    pub(super) quantized: &'a mut Quantized,
 }
 
 impl Workspace {
@@ -66,6 +82,9 @@ impl Workspace {
     pub fn new(model: &Model, max_rows: usize, max_logit_rows: usize) -> Workspace {
         let widths = Widths::of(model.config());
         let buffer = |width: usize| vec![0.0; max_rows * width];
+        let mut quantized = Quantized::new();
+        let widest = widths.hidden.max(widths.query).max(widths.intermediate);
+        quantized.reserve(max_rows.max(max_logit_rows), widest.next_multiple_of(QUANTIZED_BLOCK));
         Workspace {
             max_rows,
             max_logit_rows,
@@ -84,8 +103,10 @@ impl Workspace {
             slots: Vec::with_capacity(max_rows),
             visible: Vec::with_capacity(max_rows),
             wanted: Vec::with_capacity(max_logit_rows),
+            gathered: vec![0.0; max_logit_rows * widths.hidden],
             logits_normed: vec![0.0; max_logit_rows * widths.hidden],
             logits: vec![0.0; max_logit_rows * widths.vocab],
+            quantized,
         }
     }
 
@@ -162,6 +183,21 @@ impl Workspace {
             positions: &self.positions,
             slots: &self.slots,
             visible: &mut self.visible,
+            quantized: &mut self.quantized,
+        }
+    }
+
+    /// Gathers the hidden states of the rows that want logits.
+    pub(super) fn logit_rows(&mut self, hidden_size: usize, vocab_size: usize) -> LogitRows<'_> {
+        let num_wanted = self.wanted.len();
+        for (&row, gathered) in self.wanted.iter().zip(self.gathered.chunks_exact_mut(hidden_size)) {
+            gathered.copy_from_slice(&self.hidden[row * hidden_size..(row + 1) * hidden_size]);
+        }
+        LogitRows {
+            gathered: &self.gathered[..num_wanted * hidden_size],
+            normed: &mut self.logits_normed[..num_wanted * hidden_size],
+            logits: &mut self.logits[..num_wanted * vocab_size],
+            quantized: &mut self.quantized,
         }
     }
 }

@@ -82,7 +82,20 @@ fn gguf_matches_the_naive_pass() {
     check_gguf(TinyModel { tie_embeddings: true, attention_bias: true, ..TinyModel::default() }, TOLERANCE);
     check_gguf(TinyModel { dtype: TinyDtype::F16, ..TinyModel::default() }, TOLERANCE);
     check_gguf(TinyModel { dtype: TinyDtype::Bf16, ..of(TinyArchitecture::Qwen3) }, TOLERANCE);
-    check_gguf(TinyModel { dtype: TinyDtype::Q8_0, ..TinyModel::default() }, TOLERANCE);
+}
+
+/// Activations of quantized weights have 8 bits: each is off by up to a 254th of the largest of its 32, 0.5 % of its size on
+/// average, which the random layers make some percent of the logits' deviation of 2.5.
+#[test]
+fn quantized_weights_match_the_naive_pass_within_the_error_of_their_activations() {
+    let tiny = TinyModel { dtype: TinyDtype::Q8_0, ..TinyModel::default() };
+    let tokens = tokens(70, 1);
+    let expected = Naive::new(&tiny).logits(&tokens);
+    let found = Runner::new(tiny.write_gguf().unwrap().path()).logits(&tokens, [tokens.len()]);
+    let squares = expected.iter().flatten().zip(found.iter().flatten()).map(|(e, f)| (e - f64::from(*f)).powi(2));
+    let squares: Vec<f64> = squares.collect();
+    let rms = (squares.iter().sum::<f64>() / squares.len() as f64).sqrt();
+    assert!(rms < 0.15, "{rms}");
 }
 
 #[test]

@@ -1,0 +1,108 @@
+//! Products of quantized activations with packed weights, several matrices in one parallel region.
+
+use std::ops::Range;
+
+use super::{GROUP_MAX, PackedMatrix, Sums, TILE};
+use crate::Pool;
+use crate::quantized::Quantized;
+use crate::shared::SharedMut;
+use crate::table::Table;
+
+/// Most matrices of one call: query, key and value, or gate and up.
+const PRODUCTS_MAX: usize = 4;
+/// Multiply-adds that are worth a task: some microseconds at the speed of one row, against a fraction to hand it out.
+const MIN_TASK: usize = 1 << 16;
+/// Most bytes of weights in a task: with the activations of a group they stay in a second-level cache of 1 MiB while
+/// the groups pass over them.
+const TASK_BYTES: usize = 256 << 10;
+/// Tasks per thread where there is enough work, for balance.
+const TASKS_PER_THREAD: usize = 6;
+
+/// One of the products of [`Kernels::matmul_packed`](crate::Kernels::matmul_packed): `out = x weight^T + bias`.
+pub struct PackedProduct<'a> {
+    /// Weights `(rows, cols)`.
+    pub weight: &'a PackedMatrix,
+    /// Added to every row of the output `(rows)`.
+    pub bias: Option<&'a [f32]>,
+    /// Whether the result is added to what `out` holds, a residual, instead of replacing it.
+    pub accumulate: bool,
+    /// Outputs `(n, rows)`.
+    pub out: &'a mut [f32],
+}
+
+impl<'a> PackedProduct<'a> {
+    /// `out = x weight^T`.
+    pub fn new(weight: &'a PackedMatrix, out: &'a mut [f32]) -> PackedProduct<'a> {
+        PackedProduct { weight, bias: None, accumulate: false, out }
+    }
+}
+
+/// A product that tasks share.
+struct Part<'a> {
+    weight: &'a PackedMatrix,
+    bias: Option<&'a [f32]>,
+    accumulate: bool,
+    out: SharedMut<'a>,
+    /// Its tiles among those of all products.
+    tiles: Range<usize>,
+}
+
+/// Computes all products of one call.
+///
+/// **Panics** if a length does not fit.
+pub(crate) fn run(table: &'static Table, pool: &Pool, x: &Quantized, products: &mut [PackedProduct<'_>]) {
+    assert!(products.len() <= PRODUCTS_MAX, "{} products in one call", products.len());
+    if x.rows() == 0 {
+        return;
+    }
+    let (mut num_tiles, mut num_bytes) = (0, 0);
+    let mut products = products.iter_mut();
+    let parts: [Option<Part<'_>>; PRODUCTS_MAX] = std::array::from_fn(|_| {
+        let PackedProduct { weight, bias, accumulate, out } = products.next()?;
+        assert_eq!(weight.cols(), x.cols(), "activations for {weight:?}");
+        assert_eq!(Some(out.len()), x.rows().checked_mul(weight.rows()), "outputs of {} rows for {weight:?}", x.rows());
+        assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "bias of {weight:?}");
+        let tiles = num_tiles..num_tiles + weight.num_tiles();
+        (num_tiles, num_bytes) = (tiles.end, num_bytes + weight.num_bytes());
+        Some(Part { weight, bias: *bias, accumulate: *accumulate, out: SharedMut::new(out), tiles })
+    });
+    let enough = MIN_TASK.div_ceil((TILE * x.cols() * x.rows()).max(1));
+    let fitting = (TASK_BYTES * num_tiles / num_bytes.max(1)).max(1);
+    let balanced = num_tiles.div_ceil(pool.num_threads() * TASKS_PER_THREAD);
+    let task_tiles = balanced.min(fitting).max(enough);
+    pool.run(num_tiles.div_ceil(task_tiles.max(1)), |task| {
+        let tiles = task * task_tiles..num_tiles.min((task + 1) * task_tiles);
+        for part in parts.iter().flatten() {
+            let tiles = tiles.start.max(part.tiles.start)..tiles.end.min(part.tiles.end);
+            for group in 0..x.num_groups() {
+                for tile in tiles.clone() {
+                    part.tile(table, x, group, tile - part.tiles.start);
+                }
+            }
+        }
+    });
+}
+
+impl Part<'_> {
+    /// Computes the outputs of a tile for a group of activation rows.
+    fn tile(&self, table: &'static Table, x: &Quantized, group: usize, tile: usize) {
+        let mut sums: Sums = [[0.0; TILE]; GROUP_MAX];
+        let job = self.weight.tile_job(tile, x.group(group), group == 0);
+        // SAFETY: `Kernels` chose the table among those that this processor can run.
+        unsafe { (table.packed_tile)(&job, &mut sums) };
+        let rows = tile * TILE..self.weight.rows().min((tile + 1) * TILE);
+        for (row, sums) in x.group_rows(group).zip(&mut sums) {
+            let start = row * self.weight.rows();
+            // SAFETY: outputs are addressed by weight row, and every tile is in one task.
+            let out = unsafe { self.out.part(start + rows.start..start + rows.end) };
+            if let Some(bias) = self.bias {
+                sums.iter_mut().zip(&bias[rows.clone()]).for_each(|(sum, bias)| *sum += bias);
+            }
+            if self.accumulate {
+                out.iter_mut().zip(&*sums).for_each(|(out, sum)| *out += sum);
+            } else {
+                out.copy_from_slice(&sums[..out.len()]);
+            }
+        }
+    }
+}
