@@ -28,7 +28,7 @@ pub enum Protocol {
 /// A connection to a server.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Grpc(Client),
+    Grpc(Box<Client>),
     OpenAi(OpenAi),
 }
 
@@ -58,7 +58,7 @@ impl Target {
     /// **Errors**: a wrong address, or one where nothing answers.
     pub(crate) async fn connect(protocol: Protocol, address: &str) -> anyhow::Result<Self> {
         Ok(match protocol {
-            Protocol::Grpc => Self::Grpc(Client::connect(address).await?),
+            Protocol::Grpc => Self::Grpc(Box::new(Client::connect(address).await?)),
             Protocol::Openai => Self::OpenAi(OpenAi::connect(address).await?),
         })
     }

@@ -16,7 +16,8 @@ async fn ours(queue_max: usize) -> String {
     let folder = TinyModel::default().write_hf().unwrap();
     let engine = Engine::builder().model(folder.path()).num_threads(1).sequences_max(1).queue_max(queue_max);
     let config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::default() };
-    let server = Server::bind(engine.build().unwrap(), config).await.unwrap();
+    let listener = TcpListener::bind(config.listen).await.unwrap();
+    let server = Server::new(engine.build().unwrap(), config, listener).unwrap();
     let address = format!("http://{}", server.address());
     tokio::spawn(server.run(std::future::pending()));
     address
