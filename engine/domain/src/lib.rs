@@ -36,8 +36,8 @@ pub use event::{
 pub use persona::{Persona, PersonaId, PersonaSource};
 pub use render::{RenderInput, Template, mnemonic_prefix, render};
 pub use request::{
-    Continuation, Generate, Logprobs, Message, PrefixCache, Priority, Prompt, PromptSpec, Request, RequestId, Role, Score,
-    ScoreRequest, Stop,
+    Continuation, Generate, Logprobs, Message, PrefixCache, Priority, Prompt, PromptSpec, Request, RequestId, Role,
+    Score, ScoreRequest, Stop,
 };
 pub use row::{Row, read_rows, rows};
 pub use sampling::{Sampling, SamplingParams};

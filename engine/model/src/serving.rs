@@ -14,9 +14,9 @@ use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, Rope};
 
 use crate::{KvCache, LayerWeights, ModelConfig, ModelError, ModelSource, Weights};
 
+use projection::{Projection, Scratch};
 pub use step::{Step, StepRow};
 pub use workspace::Workspace;
-use projection::{Projection, Scratch};
 use workspace::recycle;
 
 /// A loaded model: configuration, weights and the kernels that run it.
@@ -129,11 +129,8 @@ impl Model {
     fn attend(&self, step: &Step<'_>, layer: usize, cache: &mut KvCache, workspace: &mut Workspace) {
         let (config, kernels, weights) = (&self.config, &self.kernels, &self.weights.layers[layer]);
         let w = workspace.rows();
-        let projections = [
-            Projection::new(&weights.q, w.q),
-            Projection::new(&weights.k, w.k),
-            Projection::new(&weights.v, w.v),
-        ];
+        let projections =
+            [Projection::new(&weights.q, w.q), Projection::new(&weights.k, w.k), Projection::new(&weights.v, w.v)];
         let scratch = Scratch { plain: w.normed, quantized: w.quantized };
         self.project_normed(w.hidden, &weights.attn_norm, scratch, projections);
         self.normalise_heads(weights, w.q, w.k, w.heads);

@@ -88,12 +88,7 @@ impl Model {
         }
     }
 
-    fn multiply_packed<const N: usize>(
-        &self,
-        x: &Quantized,
-        projections: &mut [Projection<'_>; N],
-        accumulate: bool,
-    ) {
+    fn multiply_packed<const N: usize>(&self, x: &Quantized, projections: &mut [Projection<'_>; N], accumulate: bool) {
         let products = projections.each_mut().map(|projection| projection.product(accumulate));
         let mut products =
             products.map(|product| product.expect("invariant: matrices that share their input are packed all or none"));
