@@ -14,13 +14,18 @@ pub struct SchedulerProbe {
     plan: Plan,
 }
 
+/// The tokens of a step, beside those of the sequences that decode.
+const STEP_TOKENS: usize = 256;
+
 impl SchedulerProbe {
     /// Takes in so many sequences with room for `new_tokens` each, and plans until all of them decode.
     pub fn decoding(num_sequences: usize, prompt_tokens: usize, new_tokens: usize) -> Self {
-        let tokens_max = prompt_tokens + new_tokens;
+        // The first ones write while the prompts of the others are computed, a token a turn.
+        let tokens_max =
+            prompt_tokens + new_tokens + num_sequences * prompt_tokens.div_ceil(STEP_TOKENS) + num_sequences;
         let budget = Budget {
             sequences_max: num_sequences,
-            step_tokens_max: 256.max(num_sequences),
+            step_tokens_max: STEP_TOKENS + num_sequences,
             step_logits_max: num_sequences,
         };
         let num_blocks = num_sequences * tokens_max.div_ceil(BLOCK_TOKENS);
