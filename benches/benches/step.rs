@@ -28,7 +28,7 @@ fn model() -> Model {
     };
     let folder = tiny.write_hf().expect("a folder for the model");
     let num_threads = std::env::var("BESPOKE_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
-    Model::load(folder.path(), LoadOptions { num_threads, context_limit: None }).expect("a model that loads")
+    Model::load(folder.path(), LoadOptions { num_threads, ..LoadOptions::default() }).expect("a model that loads")
 }
 
 fn decode(c: &mut Criterion) {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bespoke_domain::{ChatTemplate, Persona, PersonaId};
-use bespoke_model::{KvCache, LoadOptions, Model, ModelSource, Tokenizer, Workspace};
+use bespoke_model::{KvCache, LoadOptions, Model, ModelSource, Quantization, Tokenizer, Workspace};
 
 use crate::{
     Engine, EngineError, ModelInfo,
@@ -39,6 +39,7 @@ pub struct EngineBuilder {
     step_tokens_max: usize,
     kv_tokens: Option<usize>,
     context_tokens_max: Option<usize>,
+    quantization: Quantization,
     system_persona: Option<Persona>,
     personas: BTreeMap<PersonaId, Persona>,
 }
@@ -53,6 +54,7 @@ impl Default for EngineBuilder {
             step_tokens_max: 256,
             kv_tokens: None,
             context_tokens_max: None,
+            quantization: Quantization::None,
             system_persona: None,
             personas: BTreeMap::new(),
         }
@@ -104,6 +106,12 @@ impl EngineBuilder {
         self
     }
 
+    /// What the matrices of a model that is stored as floats are quantized to while they are loaded. Default: nothing.
+    pub fn quantization(mut self, quantization: Quantization) -> Self {
+        self.quantization = quantization;
+        self
+    }
+
     /// The persona of requests that ask for the system persona. Default: none.
     pub fn system_persona(mut self, persona: Persona) -> Self {
         self.system_persona = Some(persona);
@@ -125,7 +133,8 @@ impl EngineBuilder {
         let path = self.model.as_ref().ok_or_else(|| wrong("model", "is not set"))?;
         let source = ModelSource::open(path)?;
         let num_threads = self.num_threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
-        let options = LoadOptions { num_threads, context_limit: self.context_tokens_max };
+        let options =
+            LoadOptions { num_threads, context_limit: self.context_tokens_max, quantization: self.quantization };
         let model = Model::from_source(&source, options)?;
         let num_blocks = self.num_blocks(&model)?;
         let language = Arc::new(self.language(&source, &model, num_blocks)?);

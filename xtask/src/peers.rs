@@ -4,6 +4,7 @@
 //! machine slows down, it slows down for both. The numbers of all runs are gathered in `comparison`.
 
 mod comparison;
+mod contention;
 mod served;
 mod speed;
 
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use crate::child;
 use crate::workspace::Workspace;
 use comparison::Comparison;
+use contention::{Contention, OTHERS_PERCENT_MAX};
 
 const PROGRAMS: [&str; 3] = ["llama-bench", "llama-batched-bench", "llama-server"];
 
@@ -92,14 +94,19 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         theirs: theirs.clone(),
     };
     let mut comparison = Comparison::default();
+    let mut others_percent = 0.0f64;
     for run in 1..=arguments.runs {
-        println!("==> run {run} of {}", arguments.runs);
+        let contention = Contention::begin()?;
         speed::measure(&setup, &mut comparison)?;
         for &clients in &arguments.clients {
             served::measure(&setup, clients, arguments.requests_per_client, &mut comparison)?;
         }
+        let percent = contention.others_percent()?;
+        println!("==> run {run} of {}: other processes took {percent:.1} % of the machine", arguments.runs);
+        others_percent = others_percent.max(percent);
     }
-    let about = about(&workspace.root, arguments)?;
+    let mut about = about(&workspace.root, arguments)?;
+    about["others_percent_max"] = json!(others_percent);
     println!("\n{}\n\n{}", describe(&about), comparison.table());
     if let Some(file) = &arguments.out {
         let all = json!({"about": about, "measures": comparison.to_json()});
@@ -127,9 +134,15 @@ fn about(root: &Path, arguments: &Arguments) -> Result<Value> {
 }
 
 fn describe(about: &Value) -> String {
+    let others = about["others_percent_max"].as_f64().unwrap_or(100.0);
+    let warning = match others > OTHERS_PERCENT_MAX {
+        true => "\n\n**The machine was busy with other work: the ratios are not to be used.**",
+        false => "",
+    };
     let text = |key: &str| about[key].as_str().unwrap_or_default().to_owned();
     format!(
-        "{}, {} threads, {} alternating runs, medians; commit {}, {} ({} cores)",
+        "{}, {} threads, {} alternating runs, median (least to most); commit {}, {} ({} cores); \
+         other processes took up to {others:.1} % of it{warning}",
         text("model"),
         about["threads"],
         about["runs"],
@@ -171,6 +184,12 @@ mod tests {
         assert!(error.contains("llama-cpp-python") && error.contains("cmake --build"), "{error}");
         let arguments = Arguments { llama_bin: Some("/no/such/folder".into()), ..arguments };
         assert!(run(&workspace, &arguments).unwrap_err().to_string().contains("llama-bench"));
+    }
+
+    #[test]
+    fn a_busy_machine_is_told() {
+        let told = |percent: f64| describe(&json!({"others_percent_max": percent})).contains("not to be used");
+        assert!(told(40.0) && !told(1.0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bespoke_kernels::KernelsError;
+use bespoke_kernels::{DType, KernelsError};
 use thiserror::Error;
 
 /// States why a model could not be loaded, or why a step was refused.
@@ -111,6 +111,32 @@ pub enum ModelError {
         tensor: String,
         /// The type as the format names it.
         found: String,
+    },
+    /// A tensor holds a weight that no block format can.
+    #[error("`{file}`: tensor `{tensor}`: {reason}")]
+    TensorValue {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The weight and its place.
+        reason: String,
+    },
+    /// Quantization while loading was asked for, but a matrix is quantized already.
+    #[error("`{file}`: tensor `{tensor}` is quantized already, as {found}: load it with quantization `none`")]
+    AlreadyQuantized {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its format.
+        found: DType,
+    },
+    /// A file is to be written whose name is taken.
+    #[error("`{file}` exists already")]
+    OutputExists {
+        /// The file.
+        file: PathBuf,
     },
     /// The kernels refused a matrix or could not start.
     #[error(transparent)]

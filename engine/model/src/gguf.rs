@@ -6,14 +6,17 @@
 
 mod metadata;
 mod reader;
+mod writer;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bespoke_kernels::DType;
 use bytes::Bytes;
 
 pub use metadata::{Array, Metadata, Value, optional};
+pub(crate) use writer::{ALIGNMENT, Header};
 
 use crate::ModelError;
 use crate::mapping::map_file;
@@ -33,6 +36,8 @@ pub struct Gguf {
     file: PathBuf,
     bytes: Bytes,
     metadata: Metadata,
+    /// Where each key stands in the file with its type and value, in the order of the file.
+    pairs: Vec<(String, Range<usize>)>,
     tensors: HashMap<String, TensorInfo>,
     /// Where the tensor data starts; a file without tensors may end before.
     data_start: usize,
@@ -63,12 +68,15 @@ impl Gguf {
         let mut reader = Reader::new(file, &bytes);
         let (num_tensors, num_keys) = read_counts(&mut reader)?;
         let mut pairs = HashMap::new();
+        let mut places = Vec::new();
         for _ in 0..num_keys {
+            let start = reader.offset() as usize;
             let key = reader.string("metadata key")?;
             let value = reader.value(&key)?;
             if pairs.insert(key.clone(), value).is_some() {
                 return Err(reader.malformed(format!("metadata key `{key}` occurs twice")));
             }
+            places.push((key, start..reader.offset() as usize));
         }
         let metadata = Metadata::new(file.to_path_buf(), pairs);
         let mut tensors = HashMap::new();
@@ -94,6 +102,7 @@ impl Gguf {
             data_start: bytes.len().min(data_start as usize),
             bytes,
             metadata,
+            pairs: places,
             tensors,
         };
         gguf.check_extents()?;
@@ -108,6 +117,11 @@ impl Gguf {
     /// Returns the metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
+    }
+
+    /// Returns each metadata key with its bytes in the file (key, type and value), in the order of the file.
+    pub(crate) fn raw_pairs(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.pairs.iter().map(|(key, place)| (key.as_str(), &self.bytes[place.clone()]))
     }
 
     /// Returns what the digest is taken of.

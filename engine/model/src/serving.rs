@@ -12,7 +12,7 @@ use std::path::Path;
 
 use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, Rope};
 
-use crate::{KvCache, LayerWeights, ModelConfig, ModelError, ModelSource, Weights};
+use crate::{KvCache, LayerWeights, ModelConfig, ModelError, ModelSource, Quantization, Weights};
 
 use projection::{Projection, Scratch};
 pub use step::{Step, StepRow};
@@ -36,6 +36,15 @@ pub struct LoadOptions {
     pub num_threads: usize,
     /// Upper limit of the context length, in tokens.
     pub context_limit: Option<usize>,
+    /// What the matrices are quantized to while they are loaded; only those of floats can be.
+    pub quantization: Quantization,
+}
+
+impl Default for LoadOptions {
+    /// One thread, the model's own context, weights as they are stored.
+    fn default() -> LoadOptions {
+        LoadOptions { num_threads: 1, context_limit: None, quantization: Quantization::None }
+    }
 }
 
 impl Model {
@@ -54,7 +63,7 @@ impl Model {
         if let Some(limit) = options.context_limit {
             config.context_length = config.context_length.min(limit.max(1));
         }
-        let mut weights = Weights::load(source, &config)?;
+        let mut weights = Weights::load_with(source, &config, options)?;
         let frequencies = config.inverse_frequencies(weights.rope_divisors.as_deref());
         // No supported scaling has an attention factor.
         let rope = Rope::new(weights.rope_style, &frequencies, config.context_length, 1.0);

@@ -10,6 +10,7 @@ mod folder;
 mod gguf;
 mod score_merge;
 mod text_model;
+mod to_gguf;
 mod vocabulary;
 
 use std::path::Path;
@@ -21,6 +22,7 @@ use crate::ModelError;
 use crate::gguf::Gguf;
 use added::AddedTokens;
 use text_model::TextModel;
+pub(crate) use to_gguf::write_gguf;
 use vocabulary::{TokenKind, Vocabulary};
 
 /// A tokenizer; clones share its tables.

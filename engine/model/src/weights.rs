@@ -7,9 +7,10 @@ use std::collections::HashMap;
 
 use bespoke_kernels::{DType, Matrix, RopeStyle};
 
+use crate::quantize::{Role, fitting, quantize_matrix};
 use crate::tensor::Tensor;
-use crate::{ModelConfig, ModelError, ModelSource};
-use names::{Names, Part};
+use crate::{LoadOptions, ModelConfig, ModelError, ModelSource};
+pub(crate) use names::{Names, Part};
 pub use weight::Weight;
 
 /// All weights of a model; matrices share the memory map of their file.
@@ -66,17 +67,28 @@ pub struct Linear {
 }
 
 impl Weights {
-    /// Takes the weights that `config` calls for from an opened model.
+    /// Takes the weights that `config` calls for from an opened model, as they are stored.
     ///
     /// **Errors**: `MissingTensor`, `TensorShape`, `TensorType`.
     pub fn load(source: &ModelSource, config: &ModelConfig) -> Result<Weights, ModelError> {
-        let loader = Loader { source, config, names: Names::of(source.files()) };
+        Weights::load_with(source, config, LoadOptions::default())
+    }
+
+    /// Takes the weights and quantizes the matrices as the options say; norms and biases stay as they are.
+    ///
+    /// **Errors**: as [`Weights::load`]; `AlreadyQuantized`, `TensorValue`.
+    pub(crate) fn load_with(
+        source: &ModelSource,
+        config: &ModelConfig,
+        options: LoadOptions,
+    ) -> Result<Weights, ModelError> {
+        let loader = Loader { source, config, names: Names::of(source.files()), options };
         let names = loader.names;
         let (vocab_size, hidden_size) = (config.vocab_size, config.hidden_size);
-        let embeddings = loader.matrix(names.embeddings(), vocab_size, hidden_size)?;
+        let embeddings = loader.matrix(names.embeddings(), [vocab_size, hidden_size], Role::Vocabulary)?;
         let output = match config.tie_embeddings {
             true => embeddings.clone(),
-            false => loader.matrix(names.output(), vocab_size, hidden_size)?,
+            false => loader.matrix(names.output(), [vocab_size, hidden_size], Role::Vocabulary)?,
         };
         Ok(Weights {
             embeddings,
@@ -130,6 +142,7 @@ struct Loader<'a> {
     source: &'a ModelSource,
     config: &'a ModelConfig,
     names: Names,
+    options: LoadOptions,
 }
 
 impl Loader<'_> {
@@ -139,7 +152,8 @@ impl Loader<'_> {
         let (query, kv) = (config.query_size(), config.kv_size());
         let norm = |part, len| self.vector(&self.names.layer_weight(layer, part), len);
         let linear = |part, rows, cols, has_bias: bool| {
-            let weight = Weight::Plain(self.matrix(&self.names.layer_weight(layer, part), rows, cols)?);
+            let name = self.names.layer_weight(layer, part);
+            let weight = Weight::Plain(self.matrix(&name, [rows, cols], Role::Projection)?);
             let bias = has_bias.then(|| self.vector(&self.names.layer_bias(layer, part), rows)).transpose()?;
             Ok::<Linear, ModelError>(Linear { weight, bias })
         };
@@ -175,9 +189,16 @@ impl Loader<'_> {
         Ok(Some(divisors))
     }
 
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
+    fn matrix(&self, name: &str, [rows, cols]: [usize; 2], role: Role) -> Result<Matrix, ModelError> {
         let tensor = self.tensor(name, &[rows, cols])?;
-        Ok(Matrix::new(tensor.dtype, rows, cols, tensor.data)?)
+        let (file, dtype) = (tensor.file, tensor.dtype);
+        let matrix = Matrix::new(dtype, rows, cols, tensor.data)?;
+        let Some(wanted) = self.options.quantization.wanted(role) else { return Ok(matrix) };
+        if dtype.block_len() > 1 {
+            return Err(ModelError::AlreadyQuantized { file, tensor: name.to_owned(), found: dtype });
+        }
+        quantize_matrix(&matrix, fitting(wanted, cols), self.options.num_threads)
+            .map_err(|fault| ModelError::TensorValue { file, tensor: name.to_owned(), reason: fault.to_string() })
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {

@@ -9,8 +9,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use bespoke_domain::{Persona, PersonaId};
+use bespoke_engine::Quantization;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
+
+use crate::QuantizationName;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -58,6 +61,9 @@ pub struct Options {
     /// Tokens of prompt and answer together, at least 2. Default: what the model was trained for.
     #[arg(long, env = "BESPOKE_CONTEXT_TOKENS_MAX", value_name = "TOKENS")]
     pub context_tokens_max: Option<usize>,
+    /// Quantize the weights of a model stored as floats while it is loaded. Default: none.
+    #[arg(long, env = "BESPOKE_QUANTIZATION", value_name = "SCHEME")]
+    pub quantization: Option<QuantizationName>,
     /// Size of a request message, in bytes, 1024 to 1073741824. Default: 4194304.
     #[arg(long, env = "BESPOKE_MESSAGE_BYTES_MAX", value_name = "BYTES")]
     pub message_bytes_max: Option<usize>,
@@ -99,6 +105,8 @@ pub struct Config {
     pub kv_tokens: Option<usize>,
     /// See [`bespoke_engine::EngineBuilder::context_tokens_max`].
     pub context_tokens_max: Option<usize>,
+    /// See [`bespoke_engine::EngineBuilder::quantization`].
+    pub quantization: Quantization,
     /// The largest request message.
     pub message_bytes_max: usize,
     /// The system persona.
@@ -125,6 +133,7 @@ impl Default for Config {
             step_tokens_max: 256,
             kv_tokens: None,
             context_tokens_max: None,
+            quantization: Quantization::None,
             message_bytes_max: 4 << 20,
             system_persona: None,
             personas: BTreeMap::new(),
@@ -170,6 +179,7 @@ impl Config {
             step_tokens_max: options.step_tokens_max.unwrap_or(default.step_tokens_max),
             kv_tokens: options.kv_tokens,
             context_tokens_max: options.context_tokens_max,
+            quantization: options.quantization.map_or(default.quantization, Into::into),
             message_bytes_max,
             system_persona: options.system_persona.map(Persona::new).transpose().context("system_persona")?,
             personas,
@@ -194,6 +204,7 @@ impl Options {
             step_tokens_max: self.step_tokens_max.or(other.step_tokens_max),
             kv_tokens: self.kv_tokens.or(other.kv_tokens),
             context_tokens_max: self.context_tokens_max.or(other.context_tokens_max),
+            quantization: self.quantization.or(other.quantization),
             message_bytes_max: self.message_bytes_max.or(other.message_bytes_max),
             system_persona: self.system_persona.or(other.system_persona),
             grace_s: self.grace_s.or(other.grace_s),

@@ -1,6 +1,6 @@
-//! `bespoke-engine`: serve a model, try a prompt, fetch models, measure them.
+//! `bespoke-engine`: serve a model, try a prompt, fetch, quantize and measure models.
 
-use bespoke_server::{Bench, Config, Listing, LogFormat, Options, Perplexity, Pull, Try};
+use bespoke_server::{Bench, Config, Listing, LogFormat, Options, Perplexity, Pull, Quantize, Try};
 use clap::{Parser, Subcommand};
 
 /// Streams answers of a language model, tailored to a persona, over gRPC or to the terminal.
@@ -29,6 +29,8 @@ enum Command {
     Bench(Bench),
     /// Measure how well a model predicts a text, counted as llama-perplexity does.
     Perplexity(Perplexity),
+    /// Write a model as a GGUF file, quantized or not, that this program and llama.cpp load.
+    Quantize(Quantize),
 }
 
 /// What the commands other than `serve` log: warnings, and a pull's progress where standard error is not a terminal.
@@ -50,5 +52,6 @@ fn main() -> anyhow::Result<()> {
         Command::Models(arguments) => bespoke_server::list_models(&arguments),
         Command::Bench(arguments) => bespoke_server::bench(&arguments),
         Command::Perplexity(arguments) => bespoke_server::perplexity(&arguments),
+        Command::Quantize(arguments) => bespoke_server::quantize(&arguments),
     }
 }

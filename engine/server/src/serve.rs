@@ -86,6 +86,7 @@ fn load(config: &Config) -> anyhow::Result<Engine> {
         .sequences_max(config.sequences_max)
         .queue_max(config.queue_max)
         .step_tokens_max(config.step_tokens_max)
+        .quantization(config.quantization)
         .personas(config.personas.clone());
     if let Some(num_threads) = config.num_threads {
         builder = builder.num_threads(num_threads);

@@ -12,6 +12,8 @@ use clap::{Args, ValueEnum};
 use futures::StreamExt;
 use serde_json::json;
 
+use crate::QuantizationName;
+
 /// Arguments of `try`.
 #[derive(Args, Debug)]
 pub struct Try {
@@ -38,6 +40,9 @@ pub struct Try {
     /// Threads that compute, at least 1. Default: the number of cores.
     #[arg(long, env = "BESPOKE_NUM_THREADS", value_name = "N")]
     pub num_threads: Option<usize>,
+    /// Quantize the weights of a model stored as floats while it is loaded.
+    #[arg(long, env = "BESPOKE_QUANTIZATION", value_name = "SCHEME", default_value = "none")]
+    pub quantization: QuantizationName,
     /// Print one JSON object at the end: text, token_ids, finish_reason, usage, timings.
     #[arg(long)]
     pub json: bool,
@@ -70,7 +75,7 @@ impl From<TemplateName> for Template {
 pub fn try_prompt(arguments: &Try) -> anyhow::Result<()> {
     let request = request(arguments)?;
     let path = Store::open(None)?.pull(&arguments.model, &TerminalProgress::new())?;
-    let mut builder = Engine::builder().model(path).sequences_max(1);
+    let mut builder = Engine::builder().model(path).sequences_max(1).quantization(arguments.quantization.into());
     if let Some(num_threads) = arguments.num_threads {
         builder = builder.num_threads(num_threads);
     }

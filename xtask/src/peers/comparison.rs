@@ -54,11 +54,10 @@ impl Comparison {
                 Better::Higher => "higher",
                 Better::Lower => "lower",
             };
-            let (ours, theirs) = (median(ours), median(theirs));
-            let ratio = ours.zip(theirs).map(|(ours, theirs)| ours / theirs);
-            let (ours, theirs) = (number(ours, 1), number(theirs, 1));
+            let ratio = median(ours).zip(median(theirs)).map(|(ours, theirs)| ours / theirs);
+            let ratio = ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
             // Writing to a string cannot fail.
-            let _ = writeln!(table, "| {name} | {better} | {ours} | {theirs} | {} |", number(ratio, 2));
+            let _ = writeln!(table, "| {name} | {better} | {} | {} | {ratio} |", spread(ours), spread(theirs));
         }
         table
     }
@@ -79,8 +78,12 @@ impl Comparison {
     }
 }
 
-fn number(number: Option<f64>, digits: usize) -> String {
-    number.map_or("-".to_owned(), |number| format!("{number:.digits$}"))
+/// Returns the median, and of several numbers the least and the greatest.
+fn spread(numbers: &[f64]) -> String {
+    let Some(median) = median(numbers) else { return "-".to_owned() };
+    let least = numbers.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if numbers.len() == 1 { format!("{median:.1}") } else { format!("{median:.1} ({least:.1} to {most:.1})") }
 }
 
 /// Returns the middle number, of an even count the mean of the middle two.
@@ -114,7 +117,7 @@ mod tests {
         comparison.add("memory, MiB", Better::Lower, Side::Ours, 1.0);
         let table = comparison.table();
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[2], "| prefill, tokens/s | higher | 20.0 | 5.0 | 4.00 |");
+        assert_eq!(lines[2], "| prefill, tokens/s | higher | 20.0 (10.0 to 30.0) | 5.0 (4.0 to 6.0) | 4.00 |");
         assert_eq!(lines[3], "| memory, MiB | lower | 1.0 | - | - |");
         assert_eq!(comparison.to_json()[0]["ours"], json!([10.0, 30.0, 20.0]));
         assert_eq!(comparison.to_json()[1]["theirs_median"], Value::Null);

@@ -15,7 +15,7 @@ use super::vocabulary::{Alphabet, TokenKind, Vocabulary};
 use super::{Affixes, Tables};
 use crate::ModelError;
 
-const TOKENIZER_FILE: &str = "tokenizer.json";
+pub(super) const TOKENIZER_FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
@@ -33,11 +33,11 @@ const BOS_CLASSES: [&str; 6] = [
 /// The parts of `tokenizer_config.json` and `special_tokens_map.json` that matter here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct TokenizerConfig {
+pub(super) struct TokenizerConfig {
     bos_token: Option<TokenText>,
     eos_token: Option<TokenText>,
-    unk_token: Option<TokenText>,
-    pad_token: Option<TokenText>,
+    pub(super) unk_token: Option<TokenText>,
+    pub(super) pad_token: Option<TokenText>,
     additional_special_tokens: Option<Vec<TokenText>>,
     added_tokens_decoder: HashMap<String, AddedEntry>,
     add_bos_token: Option<bool>,
@@ -49,7 +49,7 @@ struct TokenizerConfig {
 /// A token, spelled or as an object with its spelling.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
-enum TokenText {
+pub(super) enum TokenText {
     Spelling(String),
     Object { content: String },
 }
@@ -102,7 +102,7 @@ pub(super) fn load(dir: &Path) -> Result<Tables, ModelError> {
     })
 }
 
-fn read_config(dir: &Path) -> Result<TokenizerConfig, ModelError> {
+pub(super) fn read_config(dir: &Path) -> Result<TokenizerConfig, ModelError> {
     let mut config: TokenizerConfig = read_json(dir.join(CONFIG_FILE))?.unwrap_or_default();
     let map: TokenizerConfig = read_json(dir.join(SPECIAL_TOKENS_FILE))?.unwrap_or_default();
     config.bos_token = config.bos_token.or(map.bos_token);
@@ -281,7 +281,7 @@ fn chat_template(dir: &Path, configured: Option<ChatTemplate>) -> Result<Option<
 }
 
 impl TokenText {
-    fn spelling(&self) -> &str {
+    pub(super) fn spelling(&self) -> &str {
         match self {
             TokenText::Spelling(spelling) | TokenText::Object { content: spelling } => spelling,
         }

@@ -9,14 +9,14 @@ use crate::source::ModelFiles;
 
 /// The naming scheme of a file.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Names {
+pub(crate) enum Names {
     HuggingFace,
     Gguf,
 }
 
 /// One weight of a layer.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Part {
+pub(crate) enum Part {
     AttnNorm,
     Q,
     K,
@@ -31,44 +31,44 @@ pub(super) enum Part {
 }
 
 impl Names {
-    pub(super) fn of(files: &ModelFiles) -> Names {
+    pub(crate) fn of(files: &ModelFiles) -> Names {
         match files {
             ModelFiles::HuggingFace(_) => Names::HuggingFace,
             ModelFiles::Gguf(_) => Names::Gguf,
         }
     }
 
-    pub(super) fn embeddings(self) -> &'static str {
+    pub(crate) fn embeddings(self) -> &'static str {
         match self {
             Names::HuggingFace => "model.embed_tokens.weight",
             Names::Gguf => "token_embd.weight",
         }
     }
 
-    pub(super) fn final_norm(self) -> &'static str {
+    pub(crate) fn final_norm(self) -> &'static str {
         match self {
             Names::HuggingFace => "model.norm.weight",
             Names::Gguf => "output_norm.weight",
         }
     }
 
-    pub(super) fn output(self) -> &'static str {
+    pub(crate) fn output(self) -> &'static str {
         match self {
             Names::HuggingFace => "lm_head.weight",
             Names::Gguf => "output.weight",
         }
     }
 
-    pub(super) fn layer_weight(self, layer: usize, part: Part) -> String {
+    pub(crate) fn layer_weight(self, layer: usize, part: Part) -> String {
         format!("{}.weight", self.layer_stem(layer, part))
     }
 
-    pub(super) fn layer_bias(self, layer: usize, part: Part) -> String {
+    pub(crate) fn layer_bias(self, layer: usize, part: Part) -> String {
         format!("{}.bias", self.layer_stem(layer, part))
     }
 
     /// llama.cpp's converter permutes the rows of q and k of `llama` files, so that neighbours are rotated together.
-    pub(super) fn rope_style(self, architecture: Architecture) -> RopeStyle {
+    pub(crate) fn rope_style(self, architecture: Architecture) -> RopeStyle {
         match (self, architecture) {
             (Names::Gguf, Architecture::Llama | Architecture::Mistral) => RopeStyle::Interleaved,
             (Names::Gguf, Architecture::Qwen2 | Architecture::Qwen3) | (Names::HuggingFace, _) => RopeStyle::Half,

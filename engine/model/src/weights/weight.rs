@@ -38,7 +38,8 @@ impl Weight {
         }
     }
 
-    fn plain(&self) -> Option<&Matrix> {
+    /// Returns the matrix if it is as the file has it.
+    pub(crate) fn plain(&self) -> Option<&Matrix> {
         match self {
             Weight::Plain(matrix) => Some(matrix),
             Weight::Packed(_) => None,

@@ -7,5 +7,6 @@ mod errors;
 mod fixtures;
 mod fuzz;
 mod naive;
+mod quantize;
 mod reference;
 mod runner;

@@ -16,12 +16,15 @@ pub(crate) struct Runner {
 }
 
 pub(crate) fn load(path: &Path) -> Result<Model, ModelError> {
-    Model::load(path, LoadOptions { num_threads: 2, context_limit: None })
+    Model::load(path, LoadOptions { num_threads: 2, ..LoadOptions::default() })
 }
 
 impl Runner {
     pub(crate) fn new(path: &Path) -> Runner {
-        let model = load(path).unwrap();
+        Runner::of(load(path).unwrap())
+    }
+
+    pub(crate) fn of(model: Model) -> Runner {
         let cache = KvCache::new(model.config(), NUM_BLOCKS, BLOCK_TOKENS);
         let workspace = Workspace::new(&model, MAX_ROWS, MAX_ROWS);
         Runner { model, cache, workspace }

@@ -38,7 +38,7 @@ impl Lanes {
     ///
     /// **Errors**: a wrong model, or sequences longer than its context.
     pub(crate) fn new(source: &ModelSource, num_threads: usize, sizes: LaneSizes) -> anyhow::Result<Self> {
-        let model = Model::from_source(source, LoadOptions { num_threads, context_limit: None })?;
+        let model = Model::from_source(source, LoadOptions { num_threads, ..LoadOptions::default() })?;
         let LaneSizes { num_lanes, tokens_max, step_tokens_max, step_logits_max } = sizes;
         let context_length = model.config().context_length;
         ensure!(

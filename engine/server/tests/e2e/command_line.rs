@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::support::binary;
 
-fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+pub(crate) fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = binary().args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
@@ -76,7 +76,7 @@ fn models_lists_the_cache_and_the_catalogue() {
 
 #[test]
 fn every_command_has_help() {
-    for command in ["serve", "try", "pull", "models", "bench", "perplexity"] {
+    for command in ["serve", "try", "pull", "models", "quantize", "bench", "perplexity"] {
         let (code, out, _) = run(&[command, "--help"]);
         assert!(code == Some(0) && out.contains("Usage:"), "{command}");
     }

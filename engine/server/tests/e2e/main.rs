@@ -7,5 +7,6 @@ mod command_line;
 mod malformed;
 mod measures;
 mod operations;
+mod quantize;
 mod refusals;
 mod support;
