@@ -10,7 +10,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use bespoke_kernels::{
-    Attention, AttentionRow, DType, Isa, Kernels, KvShape, Matrix, PackedMatrix, PackedProduct, Quantized, Roofline,
+    Attention, AttentionRow, DType, Isa, Kernels, KvBuffer, KvDType, KvShape, Matrix, PackedMatrix, PackedProduct,
+    Quantized, Roofline,
 };
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -145,16 +146,21 @@ fn attention(c: &mut Criterion) {
     let shape = KvShape { block_tokens: 16, kv_heads: 3, head_dim: 64 };
     let (heads, keys) = (9, 512);
     let blocks: Vec<u32> = (0..(keys / shape.block_tokens) as u32).rev().collect();
-    let (k, v) = (floats(blocks.len() * shape.block_len()), floats(blocks.len() * shape.block_len()));
-    for num_rows in [1, 64, 512] {
+    for (num_rows, dtype) in [1, 64, 512].into_iter().flat_map(|rows| KvDType::ALL.map(|dtype| (rows, dtype))) {
+        let [k, v] = [(); 2].map(|()| {
+            let mut buffer = KvBuffer::new(dtype, shape, blocks.len());
+            let row = floats(shape.kv_heads * shape.head_dim);
+            (0..keys).for_each(|place| buffer.write(place / shape.block_tokens, place % shape.block_tokens, &row));
+            buffer
+        });
         let rows = vec![AttentionRow { blocks: &blocks, start: 0, end: keys }; num_rows];
         let q = floats(num_rows * heads * shape.head_dim);
         let mut out = vec![0.0; q.len()];
-        let mut group = c.benchmark_group(format!("attention/rows={num_rows}/keys={keys}"));
+        let mut group = c.benchmark_group(format!("attention/rows={num_rows}/keys={keys}/{dtype}"));
         // Two products per query, key and element.
         group.throughput(Throughput::Elements((2 * q.len() * keys) as u64));
         for kernels in &kernels() {
-            let args = Attention { q: &q, k: &k, v: &v, shape, heads, scale: 0.125, rows: &rows };
+            let args = Attention { q: &q, k: &k, v: &v, heads, scale: 0.125, rows: &rows };
             group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
                 b.iter(|| kernels.attention(args, black_box(&mut out)));
             });

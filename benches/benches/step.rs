@@ -8,7 +8,7 @@
 
 use std::hint::black_box;
 
-use bespoke_model::{KvCache, LoadOptions, Model, Step, StepRow, Workspace};
+use bespoke_model::{KvCache, KvDType, LoadOptions, Model, Step, StepRow, Workspace};
 use bespoke_testkit::TinyModel;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -38,7 +38,8 @@ fn decode(c: &mut Criterion) {
         let blocks_each = (DEPTH + 1).div_ceil(BLOCK_TOKENS);
         let blocks: Vec<u32> = (0..(batch * blocks_each) as u32).collect();
         let tables: Vec<&[u32]> = blocks.chunks(blocks_each).collect();
-        let mut cache = KvCache::new(model.config(), blocks.len(), BLOCK_TOKENS);
+        let mut cache =
+            KvCache::new(model.config(), KvDType::F32, blocks.len(), BLOCK_TOKENS).expect("floats fit any head");
         let mut workspace = Workspace::new(&model, batch, batch);
         let rows_at = |position: usize| -> Vec<StepRow> {
             let row = |sequence: u32| StepRow { token: 40, position: position as u32, sequence, wants_logits: true };

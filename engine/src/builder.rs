@@ -9,7 +9,7 @@ use std::{
 };
 
 use bespoke_domain::{ChatTemplate, Persona, PersonaId};
-use bespoke_model::{KvCache, LoadOptions, Model, ModelSource, Quantization, Tokenizer, Workspace};
+use bespoke_model::{KvCache, KvDType, LoadOptions, Model, ModelSource, Quantization, Tokenizer, Workspace};
 
 use crate::{
     Engine, EngineError, ModelInfo,
@@ -40,6 +40,7 @@ pub struct EngineBuilder {
     kv_tokens: Option<usize>,
     context_tokens_max: Option<usize>,
     quantization: Quantization,
+    kv_dtype: Option<KvDType>,
     system_persona: Option<Persona>,
     personas: BTreeMap<PersonaId, Persona>,
 }
@@ -55,6 +56,7 @@ impl Default for EngineBuilder {
             kv_tokens: None,
             context_tokens_max: None,
             quantization: Quantization::None,
+            kv_dtype: None,
             system_persona: None,
             personas: BTreeMap::new(),
         }
@@ -112,6 +114,12 @@ impl EngineBuilder {
         self
     }
 
+    /// The format of keys and values in the KV cache. Default: `F16` where the weights are quantized, `F32` where they are floats.
+    pub fn kv_dtype(mut self, kv_dtype: KvDType) -> Self {
+        self.kv_dtype = Some(kv_dtype);
+        self
+    }
+
     /// The persona of requests that ask for the system persona. Default: none.
     pub fn system_persona(mut self, persona: Persona) -> Self {
         self.system_persona = Some(persona);
@@ -136,10 +144,12 @@ impl EngineBuilder {
         let options =
             LoadOptions { num_threads, context_limit: self.context_tokens_max, quantization: self.quantization };
         let model = Model::from_source(&source, options)?;
-        let num_blocks = self.num_blocks(&model)?;
+        let kv_dtype = self.kv_dtype.unwrap_or_else(|| model.default_kv_dtype());
+        let num_blocks = self.num_blocks(&model, kv_dtype)?;
+        let cache = KvCache::new(model.config(), kv_dtype, num_blocks, BLOCK_TOKENS)?;
         let language = Arc::new(self.language(&source, &model, num_blocks)?);
         let info = ModelInfo::new(&model, &language, num_threads, num_blocks);
-        let worker_parts = self.worker(model, language.clone(), num_blocks);
+        let worker_parts = self.worker(model, cache, language.clone());
         start(worker_parts, language, info, self.queue_max)
     }
 
@@ -152,8 +162,8 @@ impl EngineBuilder {
         check("context_tokens_max", self.context_tokens_max.unwrap_or(2), 2, u32::MAX as usize)
     }
 
-    fn num_blocks(&self, model: &Model) -> Result<usize, EngineError> {
-        let block_bytes = KvCache::block_bytes(model.config(), BLOCK_TOKENS);
+    fn num_blocks(&self, model: &Model, kv_dtype: KvDType) -> Result<usize, EngineError> {
+        let block_bytes = KvCache::block_bytes(model.config(), kv_dtype, BLOCK_TOKENS)?;
         let num_blocks = match self.kv_tokens {
             Some(tokens) => tokens / BLOCK_TOKENS,
             None => {
@@ -198,18 +208,17 @@ impl EngineBuilder {
     fn worker(
         &self,
         model: Model,
+        cache: KvCache,
         language: Arc<Language>,
-        num_blocks: usize,
     ) -> impl FnOnce(mpsc::Receiver<crate::active::Job>, Arc<Status>) -> Worker + Send + use<> {
         let step_logits_max = STEP_LOGITS.max(self.sequences_max);
         let budget =
             Budget { sequences_max: self.sequences_max, step_tokens_max: self.step_tokens_max, step_logits_max };
-        let cache = KvCache::new(model.config(), num_blocks, BLOCK_TOKENS);
         let workspace = Workspace::new(&model, budget.step_tokens_max, budget.step_logits_max);
         move |intake, status| Worker {
+            scheduler: Scheduler::new(budget, cache.num_blocks()),
             cache,
             workspace,
-            scheduler: Scheduler::new(budget, num_blocks),
             model,
             language,
             status,

@@ -51,7 +51,7 @@ mod worker;
 /// The vocabulary of requests and events.
 pub use bespoke_domain as domain;
 pub use bespoke_domain::Event;
-pub use bespoke_model::{ModelError, Quantization, Tokenizer};
+pub use bespoke_model::{KvDType, ModelError, Quantization, Tokenizer};
 pub use builder::EngineBuilder;
 pub use engine::{Engine, Load, ModelInfo, Scoring};
 pub use error::{EngineError, Stage};

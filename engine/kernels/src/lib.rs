@@ -35,7 +35,7 @@ mod samples;
 mod shared;
 mod table;
 
-pub use attention::{Attention, AttentionRow, KvShape};
+pub use attention::{Attention, AttentionRow, KvBuffer, KvDType, KvShape};
 pub use dtype::DType;
 pub use error::KernelsError;
 pub use isa::Isa;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bespoke_kernels::{DType, KernelsError};
+use bespoke_kernels::{DType, KernelsError, KvDType};
 use thiserror::Error;
 
 /// States why a model could not be loaded, or why a step was refused.
@@ -71,6 +71,14 @@ pub enum ModelError {
         file: PathBuf,
         /// The architecture as the file spells it.
         architecture: String,
+    },
+    /// The KV cache cannot have this format for this model.
+    #[error("keys and values of {head_dim} elements a head cannot be kept as {dtype}")]
+    KvDType {
+        /// The format.
+        dtype: KvDType,
+        /// Elements of a head.
+        head_dim: usize,
     },
     /// A field of the configuration is absent, impossible or asks for something that is not implemented.
     #[error("`{file}`: field `{field}`: {reason}")]

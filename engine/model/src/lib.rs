@@ -17,6 +17,7 @@ mod tensor;
 mod tokenizer;
 mod weights;
 
+pub use bespoke_kernels::KvDType;
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use detokenizer::{Detokenizer, DetokenizerOptions, DetokenizerOutput};
 pub use error::ModelError;

@@ -10,7 +10,7 @@ mod workspace;
 
 use std::path::Path;
 
-use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, Rope};
+use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, KvDType, Rope};
 
 use crate::{KvCache, LayerWeights, ModelConfig, ModelError, ModelSource, Quantization, Weights};
 
@@ -97,6 +97,13 @@ impl Model {
         self.weights.main_dtype(&self.config)
     }
 
+    /// Returns the format that keys and values are kept in unless another is asked for: half precision where the weights are
+    /// quantized, so that it is not what costs accuracy, single precision where they are floats.
+    pub fn default_kv_dtype(&self) -> KvDType {
+        let is_quantized = self.dtype().block_len() > 1;
+        if is_quantized && KvDType::F16.supports(self.config.head_dim) { KvDType::F16 } else { KvDType::F32 }
+    }
+
     /// Returns the name of the instruction set that the kernels use.
     pub fn isa(&self) -> String {
         self.kernels.isa().to_string()
@@ -160,8 +167,7 @@ impl Model {
         }));
         let (k, v) = cache.layer(layer);
         let scale = 1.0 / (config.head_dim as f32).sqrt();
-        let attention =
-            Attention { q: w.q, k, v, shape: cache.shape(), heads: config.num_heads, scale, rows: &visible };
+        let attention = Attention { q: w.q, k, v, heads: config.num_heads, scale, rows: &visible };
         kernels.attention(attention, w.heads);
         *w.visible = recycle(visible);
 

@@ -16,7 +16,7 @@ use bespoke_store::{Store, TerminalProgress};
 use clap::Args;
 use serde::Serialize;
 
-use crate::Config;
+use crate::{Config, KvDTypeName};
 pub(crate) use lanes::{LaneSizes, Lanes};
 
 /// Prompt of each sequence before its decoding is timed, in tokens: `-npp 16` of llama-batched-bench.
@@ -48,6 +48,9 @@ pub struct Bench {
     /// How often each runs before it is measured.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub warmup: usize,
+    /// Format of keys and values in the KV cache.
+    #[arg(long, env = "BESPOKE_KV_DTYPE", value_name = "FORMAT", default_value = "auto")]
+    pub kv_dtype: KvDTypeName,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -59,6 +62,7 @@ struct Measured {
     model: String,
     digest: String,
     dtype: String,
+    kv_dtype: String,
     isa: String,
     threads: usize,
     version: &'static str,
@@ -89,6 +93,7 @@ pub fn bench(arguments: &Bench) -> anyhow::Result<()> {
         tokens_max: prompt.max(DECODE_PROMPT + generate),
         step_tokens_max: Config::default().step_tokens_max.max(num_lanes),
         step_logits_max: num_lanes,
+        kv_dtype: arguments.kv_dtype.into(),
     };
     let threads = threads_or_cores(arguments.threads);
     let begun = Instant::now();
@@ -106,6 +111,7 @@ pub fn bench(arguments: &Bench) -> anyhow::Result<()> {
         model: model.name().to_owned(),
         digest: model.digest().to_owned(),
         dtype: model.dtype().to_string(),
+        kv_dtype: lanes.kv_dtype().to_string(),
         isa: model.isa(),
         threads,
         version: env!("CARGO_PKG_VERSION"),
@@ -184,10 +190,10 @@ impl Measured {
             writeln!(out, "{}", serde_json::to_string(self)?)?;
             return Ok(());
         }
-        let Measured { model, dtype, isa, threads, version, repeat, load_ms, .. } = self;
+        let Measured { model, dtype, kv_dtype, isa, threads, version, repeat, load_ms, .. } = self;
         writeln!(
             out,
-            "{model}, {dtype}, {isa}, {threads} threads, bespoke-engine {version}, loaded in {load_ms:.0} ms"
+            "{model}, {dtype}, KV {kv_dtype}, {isa}, {threads} threads, bespoke-engine {version}, loaded in {load_ms:.0} ms"
         )?;
         writeln!(out, "{:<28} {:>12}", "median of ".to_owned() + &repeat.to_string(), "tokens/s")?;
         writeln!(out, "{:<28} {:>12.1}", format!("prefill {}", self.prompt_tokens), self.prefill_tokens_per_s)?;

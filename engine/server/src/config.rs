@@ -9,11 +9,11 @@ use std::{
 
 use anyhow::{Context, bail};
 use bespoke_domain::{Persona, PersonaId};
-use bespoke_engine::Quantization;
+use bespoke_engine::{KvDType, Quantization};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use crate::QuantizationName;
+use crate::{KvDTypeName, QuantizationName};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -64,6 +64,9 @@ pub struct Options {
     /// Quantize the weights of a model stored as floats while it is loaded. Default: none.
     #[arg(long, env = "BESPOKE_QUANTIZATION", value_name = "SCHEME")]
     pub quantization: Option<QuantizationName>,
+    /// Format of keys and values in the KV cache. Default: auto.
+    #[arg(long, env = "BESPOKE_KV_DTYPE", value_name = "FORMAT")]
+    pub kv_dtype: Option<KvDTypeName>,
     /// Size of a request message, in bytes, 1024 to 1073741824. Default: 4194304.
     #[arg(long, env = "BESPOKE_MESSAGE_BYTES_MAX", value_name = "BYTES")]
     pub message_bytes_max: Option<usize>,
@@ -107,6 +110,8 @@ pub struct Config {
     pub context_tokens_max: Option<usize>,
     /// See [`bespoke_engine::EngineBuilder::quantization`].
     pub quantization: Quantization,
+    /// See [`bespoke_engine::EngineBuilder::kv_dtype`]; `None` leaves it to the model.
+    pub kv_dtype: Option<KvDType>,
     /// The largest request message.
     pub message_bytes_max: usize,
     /// The system persona.
@@ -134,6 +139,7 @@ impl Default for Config {
             kv_tokens: None,
             context_tokens_max: None,
             quantization: Quantization::None,
+            kv_dtype: None,
             message_bytes_max: 4 << 20,
             system_persona: None,
             personas: BTreeMap::new(),
@@ -180,6 +186,7 @@ impl Config {
             kv_tokens: options.kv_tokens,
             context_tokens_max: options.context_tokens_max,
             quantization: options.quantization.map_or(default.quantization, Into::into),
+            kv_dtype: options.kv_dtype.and_then(Into::into),
             message_bytes_max,
             system_persona: options.system_persona.map(Persona::new).transpose().context("system_persona")?,
             personas,
@@ -205,6 +212,7 @@ impl Options {
             kv_tokens: self.kv_tokens.or(other.kv_tokens),
             context_tokens_max: self.context_tokens_max.or(other.context_tokens_max),
             quantization: self.quantization.or(other.quantization),
+            kv_dtype: self.kv_dtype.or(other.kv_dtype),
             message_bytes_max: self.message_bytes_max.or(other.message_bytes_max),
             system_persona: self.system_persona.or(other.system_persona),
             grace_s: self.grace_s.or(other.grace_s),

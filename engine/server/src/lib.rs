@@ -6,6 +6,7 @@
 mod bench;
 mod config;
 mod deadline;
+mod kv_dtype;
 mod logs;
 mod models;
 mod perplexity;
@@ -17,6 +18,7 @@ mod try_prompt;
 
 pub use bench::{Bench, bench};
 pub use config::{Config, LogFormat, Options};
+pub use kv_dtype::KvDTypeName;
 pub use logs::start_logs;
 pub use models::{Listing, Pull, list_models, pull};
 pub use perplexity::{Perplexity, perplexity};

@@ -17,7 +17,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::{
-    Config,
+    Config, KvDTypeName,
     bench::{LaneSizes, Lanes, threads_or_cores},
 };
 
@@ -40,6 +40,9 @@ pub struct Perplexity {
     /// Threads that compute, at least 1. Default: the number of cores.
     #[arg(long, visible_alias = "num-threads", env = "BESPOKE_NUM_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+    /// Format of keys and values in the KV cache.
+    #[arg(long, env = "BESPOKE_KV_DTYPE", value_name = "FORMAT", default_value = "auto")]
+    pub kv_dtype: KvDTypeName,
     /// Print one JSON object instead of a line.
     #[arg(long)]
     pub json: bool,
@@ -59,7 +62,9 @@ pub fn perplexity(arguments: &Perplexity) -> anyhow::Result<()> {
     let num_chunks = text.tokens.len() / context;
     ensure!(num_chunks > 0, "{file} has {} tokens, fewer than one chunk of {context}", text.tokens.len());
     let step_tokens_max = Config::default().step_tokens_max;
-    let sizes = LaneSizes { num_lanes: 1, tokens_max: context, step_tokens_max, step_logits_max: STEP_LOGITS };
+    let kv_dtype = arguments.kv_dtype.into();
+    let sizes =
+        LaneSizes { num_lanes: 1, tokens_max: context, step_tokens_max, step_logits_max: STEP_LOGITS, kv_dtype };
     let mut lanes = Lanes::new(&source, threads_or_cores(arguments.threads), sizes)?;
     let mut losses = Losses::default();
     for (index, chunk) in text.chunks(context).enumerate() {
@@ -74,6 +79,7 @@ pub fn perplexity(arguments: &Perplexity) -> anyhow::Result<()> {
             "model": model.name(),
             "digest": model.digest(),
             "dtype": model.dtype().to_string(),
+            "kv_dtype": lanes.kv_dtype().to_string(),
             "isa": model.isa(),
             "version": env!("CARGO_PKG_VERSION"),
             "context": context,

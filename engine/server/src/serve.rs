@@ -91,6 +91,9 @@ fn load(config: &Config) -> anyhow::Result<Engine> {
     if let Some(num_threads) = config.num_threads {
         builder = builder.num_threads(num_threads);
     }
+    if let Some(kv_dtype) = config.kv_dtype {
+        builder = builder.kv_dtype(kv_dtype);
+    }
     if let Some(kv_tokens) = config.kv_tokens {
         builder = builder.kv_tokens(kv_tokens);
     }

@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use futures::StreamExt;
 use serde_json::json;
 
-use crate::QuantizationName;
+use crate::{KvDTypeName, QuantizationName};
 
 /// Arguments of `try`.
 #[derive(Args, Debug)]
@@ -43,6 +43,9 @@ pub struct Try {
     /// Quantize the weights of a model stored as floats while it is loaded.
     #[arg(long, env = "BESPOKE_QUANTIZATION", value_name = "SCHEME", default_value = "none")]
     pub quantization: QuantizationName,
+    /// Format of keys and values in the KV cache.
+    #[arg(long, env = "BESPOKE_KV_DTYPE", value_name = "FORMAT", default_value = "auto")]
+    pub kv_dtype: KvDTypeName,
     /// Print one JSON object at the end: text, token_ids, finish_reason, usage, timings.
     #[arg(long)]
     pub json: bool,
@@ -76,6 +79,9 @@ pub fn try_prompt(arguments: &Try) -> anyhow::Result<()> {
     let request = request(arguments)?;
     let path = Store::open(None)?.pull(&arguments.model, &TerminalProgress::new())?;
     let mut builder = Engine::builder().model(path).sequences_max(1).quantization(arguments.quantization.into());
+    if let Some(kv_dtype) = arguments.kv_dtype.into() {
+        builder = builder.kv_dtype(kv_dtype);
+    }
     if let Some(num_threads) = arguments.num_threads {
         builder = builder.num_threads(num_threads);
     }

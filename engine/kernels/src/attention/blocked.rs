@@ -48,7 +48,7 @@ pub(crate) struct Chunk<'a> {
 impl<'a> Job<'a> {
     /// Computes every row and head in blocks.
     pub(super) fn run_blocked(&self, step: unsafe fn(&mut Block, &Chunk<'_>), pool: &crate::Pool) {
-        let (num_rows, kv_heads) = (self.args.rows.len(), self.args.shape.kv_heads);
+        let (num_rows, kv_heads) = (self.args.rows.len(), self.shape.kv_heads);
         let balanced = num_rows * kv_heads / (TASKS_PER_THREAD * pool.num_threads());
         let task_rows = (VECTORS / self.group).min(balanced).max(1);
         let num_tasks = num_rows.div_ceil(task_rows) * kv_heads;
@@ -74,7 +74,7 @@ impl<'a> Job<'a> {
         let seen = || rows.clone().zip(&self.args.rows[rows.clone()]).filter(|(_, row)| row.start < row.end);
         let Some((last, AttentionRow { end, .. })) = seen().max_by_key(|(_, row)| row.end) else { return };
         let start = seen().map(|(_, row)| row.start).min().unwrap_or(0);
-        let (mut keys, mut values): ([&[f32]; CHUNK], [&[f32]; CHUNK]) = ([&[]; CHUNK], [&[]; CHUNK]);
+        let mut scratch = self.scratch();
         let mut chunk = start / CHUNK * CHUNK;
         while chunk < *end {
             let positions = start.max(chunk)..(*end).min(chunk + CHUNK);
@@ -83,14 +83,14 @@ impl<'a> Job<'a> {
                 let lane = |position: usize| position.clamp(chunk, chunk + CHUNK) - chunk;
                 lanes.fill((lane(row.start) as u8, lane(row.end) as u8));
             }
-            self.find(last, kv_head, positions, (&mut keys, &mut values));
+            let (keys, values) = self.find(last, kv_head, positions, &mut scratch);
             let chunk_data = Chunk { keys: &keys[..num], values: &values[..num], first_lane };
             // SAFETY: `Kernels` chose the table that `step` is from among those that this processor can run, and the
             // outputs of the block are parts of `out` that no other task has.
             unsafe { step(&mut block, &chunk_data) };
             chunk += CHUNK;
         }
-        let head_dim = self.args.shape.head_dim;
+        let head_dim = self.shape.head_dim;
         for vector in 0..block.num_vectors {
             if block.softmax[vector].sum == 0.0 {
                 // It saw nothing; a sum of weights has a term of 1 otherwise.
@@ -105,7 +105,7 @@ impl<'a> Job<'a> {
 
     /// A block with its queries packed and its outputs zero.
     fn new_block(&self, rows: Range<usize>, kv_head: usize) -> Block {
-        let head_dim = self.args.shape.head_dim;
+        let head_dim = self.shape.head_dim;
         let num_vectors = rows.len() * self.group;
         assert!(num_vectors <= VECTORS && head_dim <= HEAD_DIM_MAX, "a block of {num_vectors} x {head_dim}");
         let mut block = Block {
@@ -137,6 +137,6 @@ impl<'a> Job<'a> {
     /// Where the query and the output of a vector of a block start.
     fn first_element(&self, first_row: usize, kv_head: usize, vector: usize) -> usize {
         let (row, head) = (first_row + vector / self.group, kv_head * self.group + vector % self.group);
-        (row * self.args.heads + head) * self.args.shape.head_dim
+        (row * self.args.heads + head) * self.shape.head_dim
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Keys are visited in chunks of [`CHUNK`] at fixed absolute positions, with an online softmax: each chunk rescales
 //! what came before by `exp(old max - new max)`. A row's result depends on its own query, keys and values and on
-//! nothing else: not on the block size, the block numbers, or which other rows and heads are computed with it.
+//! nothing else: not on the block size, the block numbers, or which other rows and heads are computed with it. How keys
+//! and values are stored is `kv.rs`.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -11,11 +12,15 @@ pub(crate) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512_block;
 pub(crate) mod blocked;
+mod kv;
 pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::ops::Range;
+
+pub use kv::{KvBuffer, KvDType};
 
 use crate::Pool;
 use crate::matmul::{TILE_MAX, Tile, TileSums};
@@ -64,12 +69,10 @@ pub struct Attention<'a> {
     /// Queries `(rows, heads, head_dim)`.
     pub q: &'a [f32],
     /// Keys of the layer.
-    pub k: &'a [f32],
-    /// Values of the layer.
-    pub v: &'a [f32],
-    /// Layout of both.
-    pub shape: KvShape,
-    /// Query heads, a multiple of `shape.kv_heads`.
+    pub k: &'a KvBuffer,
+    /// Values of the layer, in the same layout.
+    pub v: &'a KvBuffer,
+    /// Query heads, a multiple of the key heads.
     pub heads: usize,
     /// Factor on every score, above 0: usually `1 / sqrt(head_dim)`.
     pub scale: f32,
@@ -95,37 +98,66 @@ impl Softmax {
 pub(crate) struct Job<'a> {
     table: &'static Table,
     args: Attention<'a>,
+    shape: KvShape,
     out: SharedMut<'a>,
     /// Query heads per key head.
     group: usize,
 }
 
+thread_local! {
+    /// Decoded keys and values of a chunk; grows once.
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Room for the decoded keys and values of a chunk, the thread's own, given back when dropped.
+struct Scratch(Vec<f32>);
+
+impl Scratch {
+    fn take(len: usize) -> Scratch {
+        let mut room = SCRATCH.take();
+        if room.len() < len {
+            room.resize(len, 0.0);
+        }
+        Scratch(room)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        SCRATCH.set(std::mem::take(&mut self.0));
+    }
+}
+
+/// Keys and values of some positions.
+type Found<'s> = ([&'s [f32]; CHUNK], [&'s [f32]; CHUNK]);
+
 impl<'a> Job<'a> {
     /// **Panics** if a length, a block number or a range does not fit.
     pub(crate) fn new(table: &'static Table, args: Attention<'a>, out: &'a mut [f32]) -> Job<'a> {
-        let KvShape { block_tokens, kv_heads, head_dim } = args.shape;
-        assert!(block_tokens > 0 && kv_heads > 0 && head_dim > 0, "an empty {:?}", args.shape);
+        let shape = args.k.shape();
+        let KvShape { block_tokens, kv_heads, head_dim } = shape;
+        assert!(block_tokens > 0 && kv_heads > 0 && head_dim > 0, "an empty {shape:?}");
         assert!(args.heads.is_multiple_of(kv_heads), "{} heads over {kv_heads} key heads", args.heads);
         assert!(args.scale > 0.0 && args.scale.is_finite(), "scale {}", args.scale);
         assert_eq!(args.q.len(), args.rows.len() * args.heads * head_dim, "queries");
         assert_eq!(out.len(), args.q.len(), "output of attention");
-        assert_eq!(args.k.len(), args.v.len(), "keys and values");
-        let num_blocks = args.k.len() / args.shape.block_len();
+        assert_eq!((shape, args.k.num_blocks()), (args.v.shape(), args.v.num_blocks()), "keys and values");
+        let num_blocks = args.k.num_blocks();
         for row in args.rows.iter().filter(|row| row.start < row.end) {
             let seen = &row.blocks[row.start / block_tokens..row.end.div_ceil(block_tokens)];
             let known = |&block: &u32| (block as usize) < num_blocks;
             assert!(seen.iter().all(known), "a block of {seen:?} is not among {num_blocks}");
         }
-        Job { table, args, out: SharedMut::new(out), group: args.heads / kv_heads }
+        Job { table, args, shape, out: SharedMut::new(out), group: args.heads / kv_heads }
     }
 
     /// Computes every row and head.
     pub(crate) fn run(&self, pool: &Pool) {
-        let fits = self.args.shape.head_dim <= blocked::HEAD_DIM_MAX && (1..=blocked::VECTORS).contains(&self.group);
+        let fits = self.shape.head_dim <= blocked::HEAD_DIM_MAX && (1..=blocked::VECTORS).contains(&self.group);
         if let Some(step) = self.table.attend.filter(|_| fits) {
             return self.run_blocked(step, pool);
         }
-        let kv_heads = self.args.shape.kv_heads;
+        let kv_heads = self.shape.kv_heads;
         let num_groups = self.args.rows.len() * kv_heads;
         let few = num_groups < MIN_TASKS_PER_THREAD * pool.num_threads();
         let task_heads = if few { 1 } else { self.group.clamp(1, TILE_MAX) };
@@ -140,7 +172,7 @@ impl<'a> Job<'a> {
 
     /// A few query heads, at most a tile, of one row and key head.
     fn heads(&self, row: usize, kv_head: usize, heads: Range<usize>) {
-        let head_dim = self.args.shape.head_dim;
+        let head_dim = self.shape.head_dim;
         let first = (row * self.args.heads + kv_head * self.group + heads.start) * head_dim;
         let elements = first..first + heads.len() * head_dim;
         let q = &self.args.q[elements.clone()];
@@ -153,12 +185,12 @@ impl<'a> Job<'a> {
         }
         let mut softmax = [Softmax::START; TILE_MAX];
         let mut scores = [[0.0; CHUNK]; TILE_MAX];
-        let (mut keys, mut values): ([&[f32]; CHUNK], [&[f32]; CHUNK]) = ([&[]; CHUNK], [&[]; CHUNK]);
+        let mut scratch = self.scratch();
         let mut chunk = start / CHUNK * CHUNK;
         while chunk < end {
             let positions = start.max(chunk)..end.min(chunk + CHUNK);
             let lanes = positions.start - chunk..positions.end - chunk;
-            self.find(row, kv_head, positions, (&mut keys, &mut values));
+            let (keys, values) = self.find(row, kv_head, positions, &mut scratch);
             self.score(q, &keys[..lanes.len()], lanes.start, &mut scores);
             for ((out, scores), softmax) in out.chunks_exact_mut(head_dim).zip(&mut scores).zip(&mut softmax) {
                 // SAFETY: `Kernels` chose the table among those that this processor can run.
@@ -173,36 +205,22 @@ impl<'a> Job<'a> {
         }
     }
 
+    fn scratch(&self) -> Scratch {
+        Scratch::take(self.args.k.scratch_len() + self.args.v.scratch_len())
+    }
+
     /// Finds the keys and values of some positions, at most a chunk.
-    fn find(
-        &self,
-        row: usize,
-        kv_head: usize,
-        positions: Range<usize>,
-        (keys, values): (&mut [&'a [f32]; CHUNK], &mut [&'a [f32]; CHUNK]),
-    ) {
-        let KvShape { block_tokens, kv_heads, head_dim } = self.args.shape;
-        let (k, v): (&'a [f32], &'a [f32]) = (self.args.k, self.args.v);
-        let mut position = positions.start;
-        while position < positions.end {
-            let (block, offset) = (position / block_tokens, position % block_tokens);
-            let num = (block_tokens - offset).min(positions.end - position);
-            let block = self.args.rows[row].blocks[block] as usize;
-            let from = ((block * kv_heads + kv_head) * block_tokens + offset) * head_dim;
-            let elements = from..from + num * head_dim;
-            let lanes = position - positions.start..position - positions.start + num;
-            let found = k[elements.clone()].chunks_exact(head_dim).zip(v[elements].chunks_exact(head_dim));
-            for (((key, value), to_key), to_value) in found.zip(&mut keys[lanes.clone()]).zip(&mut values[lanes]) {
-                (*to_key, *to_value) = (key, value);
-            }
-            position += num;
-        }
+    fn find<'s>(&'s self, row: usize, kv_head: usize, positions: Range<usize>, scratch: &'s mut Scratch) -> Found<'s> {
+        let place = (self.args.rows[row].blocks, kv_head);
+        let (for_keys, for_values) = scratch.0.split_at_mut(self.args.k.scratch_len());
+        let keys = self.args.k.heads(self.table, place, positions.clone(), for_keys);
+        (keys, self.args.v.heads(self.table, place, positions, for_values))
     }
 
     /// Dots some query heads with the keys of a chunk, which fill the lanes from `first_lane` on; the other lanes get
     /// negative infinity.
     fn score(&self, q: &[f32], keys: &[&[f32]], first_lane: usize, scores: &mut [Scores; TILE_MAX]) {
-        let head_dim = self.args.shape.head_dim;
+        let head_dim = self.shape.head_dim;
         if keys.len() < CHUNK {
             scores.fill([f32::NEG_INFINITY; CHUNK]);
         }

@@ -3,46 +3,56 @@
 use proptest::prelude::*;
 
 use crate::samples::{Random, available_isas, bits};
-use crate::{Attention, AttentionRow, Kernels, KvShape};
+use crate::{Attention, AttentionRow, Kernels, KvBuffer, KvDType, KvShape};
 
 /// A cache with keys and values of one sequence, at the same numbers whatever the layout.
 struct Cache {
-    shape: KvShape,
     blocks: Vec<u32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: KvBuffer,
+    v: KvBuffer,
 }
 
 impl Cache {
     /// Lays `len` positions out in blocks of a shuffled table; what is not theirs is NaN, so that reading it shows.
     fn new(shape: KvShape, len: usize, keys_and_values: (&[f32], &[f32]), random: &mut Random) -> Cache {
-        let num_blocks = len.div_ceil(shape.block_tokens);
+        Cache::of(KvDType::F32, shape, (len, keys_and_values), random)
+    }
+
+    fn of(
+        dtype: KvDType,
+        shape: KvShape,
+        (len, (keys, values)): (usize, (&[f32], &[f32])),
+        random: &mut Random,
+    ) -> Cache {
+        let KvShape { block_tokens, kv_heads, head_dim } = shape;
+        let num_blocks = len.div_ceil(block_tokens);
         let mut blocks: Vec<u32> = (0..num_blocks as u32 + 2).collect();
         for i in (1..blocks.len()).rev() {
             blocks.swap(i, random.below(i + 1));
         }
-        let mut k = vec![f32::NAN; blocks.len() * shape.block_len()];
-        let mut v = k.clone();
-        let KvShape { block_tokens, kv_heads, head_dim } = shape;
-        for position in 0..len {
-            for head in 0..kv_heads {
-                let block = blocks[position / block_tokens] as usize;
-                let to = ((block * kv_heads + head) * block_tokens + position % block_tokens) * head_dim;
-                let from = (position * kv_heads + head) * head_dim;
-                k[to..to + head_dim].copy_from_slice(&keys_and_values.0[from..from + head_dim]);
-                v[to..to + head_dim].copy_from_slice(&keys_and_values.1[from..from + head_dim]);
+        let row_len = kv_heads * head_dim;
+        let [k, v] = [keys, values].map(|rows| {
+            let mut buffer = KvBuffer::new(dtype, shape, blocks.len());
+            if dtype != KvDType::Q8_0 {
+                let nowhere = vec![f32::NAN; row_len];
+                (0..blocks.len() * block_tokens)
+                    .for_each(|place| buffer.write(place / block_tokens, place % block_tokens, &nowhere));
             }
-        }
+            for (position, row) in rows.chunks_exact(row_len).take(len).enumerate() {
+                buffer.write(blocks[position / block_tokens] as usize, position % block_tokens, row);
+            }
+            buffer
+        });
         blocks.truncate(num_blocks);
-        Cache { shape, blocks, k, v }
+        Cache { blocks, k, v }
     }
 
     fn attend(&self, kernels: &Kernels, q: &[f32], heads: usize, visible: &[(usize, usize)]) -> Vec<f32> {
         let rows: Vec<AttentionRow<'_>> =
             visible.iter().map(|&(start, end)| AttentionRow { blocks: &self.blocks, start, end }).collect();
         let mut out = vec![f32::NAN; q.len()];
-        let (k, v, shape) = (&self.k, &self.v, self.shape);
-        kernels.attention(Attention { q, k, v, shape, heads, scale: 0.3, rows: &rows }, &mut out);
+        let (k, v) = (&self.k, &self.v);
+        kernels.attention(Attention { q, k, v, heads, scale: 0.3, rows: &rows }, &mut out);
         out
     }
 }
@@ -166,6 +176,78 @@ fn large_scores_do_not_overflow() {
 fn an_unknown_block_panics() {
     let shape = KvShape { block_tokens: 1, kv_heads: 1, head_dim: 1 };
     let rows = [AttentionRow { blocks: &[1], start: 0, end: 1 }];
-    let args = Attention { q: &[1.0], k: &[1.0], v: &[1.0], shape, heads: 1, scale: 1.0, rows: &rows };
+    let buffer = KvBuffer::new(KvDType::F32, shape, 1);
+    let args = Attention { q: &[1.0], k: &buffer, v: &buffer, heads: 1, scale: 1.0, rows: &rows };
     Kernels::new(1).unwrap().attention(args, &mut [0.0]);
+}
+
+/// What a format keeps of a value below 1 in size: its rounding error.
+fn rounding(dtype: KvDType) -> f32 {
+    match dtype {
+        KvDType::F32 => 0.0,
+        KvDType::F16 => 1.0 / 4096.0,
+        KvDType::Bf16 => 1.0 / 512.0,
+        // Half a step of 1/127, and the scale's own rounding.
+        KvDType::Q8_0 => 0.5 / 127.0 + 1.0 / 2048.0,
+    }
+}
+
+/// One visible position has weight 1, so its value comes out as it was stored.
+#[test]
+fn a_stored_value_comes_back_within_the_rounding_of_its_format() {
+    let shape = KvShape { block_tokens: 3, kv_heads: 2, head_dim: 64 };
+    let mut random = Random(8);
+    let rows = random.floats(7 * 128);
+    for dtype in KvDType::ALL {
+        let cache = Cache::of(dtype, shape, (7, (&rows, &rows)), &mut random);
+        for isa in available_isas() {
+            let out = cache.attend(&Kernels::with_isa(isa, 1).unwrap(), &[0.1; 2 * 64], 2, &[(5, 6)]);
+            for (found, stored) in out.iter().zip(&rows[5 * 128..]) {
+                assert!((found - stored).abs() <= rounding(dtype), "{isa}, {dtype}: {found} of {stored}");
+            }
+        }
+    }
+}
+
+/// A format changes what is stored, never how a row depends on others.
+#[test]
+fn rows_of_every_format_have_the_same_bits_alone_and_in_a_batch() {
+    let mut random = Random(9);
+    let (kv_heads, group, head_dim, len) = (3, 3, 64, 100);
+    let heads = kv_heads * group;
+    let visible: Vec<(usize, usize)> = (0..13).map(|i| (if i % 4 == 3 { 9 } else { 0 }, i * 7 + 10)).collect();
+    let (k, v) = (random.floats(len * kv_heads * head_dim), random.floats(len * kv_heads * head_dim));
+    let q = random.floats(visible.len() * heads * head_dim);
+    for dtype in KvDType::ALL {
+        for isa in available_isas() {
+            let kernels = Kernels::with_isa(isa, 2).unwrap();
+            let cache = |block_tokens, random: &mut Random| {
+                Cache::of(dtype, KvShape { block_tokens, kv_heads, head_dim }, (len, (&k, &v)), random)
+            };
+            let (first, second) = (cache(16, &mut random), cache(5, &mut random));
+            let alone = visible.iter().zip(q.chunks(heads * head_dim));
+            let alone: Vec<u32> =
+                alone.flat_map(|(&visible, q)| bits(&first.attend(&kernels, q, heads, &[visible]))).collect();
+            assert_eq!(bits(&second.attend(&kernels, &q, heads, &visible)), alone, "{isa}, {dtype}");
+        }
+    }
+}
+
+#[test]
+fn a_format_says_which_heads_it_can_store() {
+    assert!(KvDType::ALL.iter().all(|dtype| dtype.supports(64)));
+    assert!(KvDType::F32.supports(300) && !KvDType::F16.supports(300) && KvDType::F16.supports(20));
+    assert!(!KvDType::Q8_0.supports(20));
+    assert_eq!(KvDType::Q8_0.head_bytes(64), Some(68));
+}
+
+/// Values too small for a half precision scale become 0, and the largest stay in range.
+#[test]
+fn tiny_and_huge_values_survive_eight_bits() {
+    let shape = KvShape { block_tokens: 1, kv_heads: 1, head_dim: 32 };
+    for (value, expected) in [(1e-30, 0.0), (6e4, 6e4), (0.0, 0.0)] {
+        let cache = Cache::of(KvDType::Q8_0, shape, (1, (&[0.0; 32], &[value; 32])), &mut Random(1));
+        let out = cache.attend(&Kernels::new(1).unwrap(), &[0.0; 32], 1, &[(0, 1)]);
+        assert!((out[7] - expected).abs() <= expected * 1e-3, "{} of {value}", out[7]);
+    }
 }

@@ -1,20 +1,47 @@
 //! A sequence's numbers are the same bits however it is cut into steps and whatever runs beside it.
 
+use bespoke_model::KvDType;
 use bespoke_testkit::{TinyArchitecture, TinyDtype, TinyModel};
 use proptest::prelude::*;
 
-use crate::runner::{Runner, table, tokens};
+use crate::runner::{Runner, load, table, tokens};
 
 fn runners() -> Vec<Runner> {
     let windowed =
         TinyModel { architecture: TinyArchitecture::Mistral, sliding_window: Some(7), ..TinyModel::default() };
     let quantized = TinyModel { dtype: TinyDtype::Q8_0, ..TinyModel::default() };
     let half = TinyModel { architecture: TinyArchitecture::Qwen3, dtype: TinyDtype::Bf16, ..TinyModel::default() };
+    let wide = TinyModel { head_dim: 32, ..TinyModel::default() };
+    let with_kv = |model: &TinyModel, dtype| Runner::with_kv(load(model.write_hf().unwrap().path()).unwrap(), dtype);
     vec![
         Runner::new(windowed.write_hf().unwrap().path()),
         Runner::new(quantized.write_gguf().unwrap().path()),
         Runner::new(half.write_gguf().unwrap().path()),
+        with_kv(&windowed, KvDType::F16),
+        with_kv(&wide, KvDType::Q8_0),
     ]
+}
+
+/// What is kept in fewer bits moves the logits a little, and not at all where it is kept as it is.
+#[test]
+fn a_smaller_cache_is_close_to_the_exact_one() {
+    let tiny = TinyModel { head_dim: 32, ..TinyModel::default() };
+    let (folder, tokens) = (tiny.write_hf().unwrap(), tokens(40, 9));
+    let logits = |dtype| Runner::with_kv(load(folder.path()).unwrap(), dtype).logits(&tokens, [tokens.len()]).concat();
+    let exact = logits(KvDType::F32);
+    let largest = exact.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
+    for (dtype, bound) in [(KvDType::F16, 4e-3), (KvDType::Bf16, 3e-2), (KvDType::Q8_0, 6e-2)] {
+        let difference = exact.iter().zip(logits(dtype)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(difference > 0.0 && difference <= bound * largest, "{dtype}: {difference} of {largest}");
+    }
+}
+
+#[test]
+fn heads_that_a_format_cannot_hold_are_an_error() {
+    let folder = TinyModel::default().write_hf().unwrap();
+    let model = load(folder.path()).unwrap();
+    let error = bespoke_model::KvCache::new(model.config(), KvDType::Q8_0, 1, 16).err().unwrap().to_string();
+    assert!(error.starts_with("keys and values of") && error.ends_with("cannot be kept as Q8_0"), "{error}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use bespoke_model::{KvCache, Model, ModelError, Step, StepRow, Workspace};
+use bespoke_model::{KvCache, KvDType, Model, ModelError, Step, StepRow, Workspace};
 use bespoke_testkit::{TinyDtype, TinyModel, TinyModelDir, VOCAB_SIZE};
 use serde_json::Value;
 
@@ -188,7 +188,7 @@ fn truncated_gguf_names_the_tensor() {
 #[test]
 fn impossible_steps_are_refused() {
     let model: Model = load(TinyModel::default().write_hf().unwrap().path()).unwrap();
-    let mut cache = KvCache::new(model.config(), 4, 8);
+    let mut cache = KvCache::new(model.config(), KvDType::F32, 4, 8).unwrap();
     let mut workspace = Workspace::new(&model, 3, 1);
     let mut error = |rows: &[StepRow], block_tables: &[&[u32]]| {
         model.forward(&Step { rows, block_tables }, &mut cache, &mut workspace).unwrap_err()

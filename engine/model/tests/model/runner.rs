@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use bespoke_model::{KvCache, LoadOptions, Model, ModelError, Step, StepRow, Workspace};
+use bespoke_model::{KvCache, KvDType, LoadOptions, Model, ModelError, Step, StepRow, Workspace};
 
 /// Slots per block: small and odd, so that rows cross blocks at every place.
 pub(crate) const BLOCK_TOKENS: usize = 5;
@@ -25,7 +25,11 @@ impl Runner {
     }
 
     pub(crate) fn of(model: Model) -> Runner {
-        let cache = KvCache::new(model.config(), NUM_BLOCKS, BLOCK_TOKENS);
+        Runner::with_kv(model, KvDType::F32)
+    }
+
+    pub(crate) fn with_kv(model: Model, dtype: KvDType) -> Runner {
+        let cache = KvCache::new(model.config(), dtype, NUM_BLOCKS, BLOCK_TOKENS).unwrap();
         let workspace = Workspace::new(&model, MAX_ROWS, MAX_ROWS);
         Runner { model, cache, workspace }
     }

@@ -3,7 +3,7 @@
 //! `bench` and `perplexity` measure the model itself, so nothing is queued, shared, streamed or taken from a cache here.
 
 use anyhow::{Context, ensure};
-use bespoke_model::{KvCache, LoadOptions, Model, ModelSource, Step, StepRow, Workspace};
+use bespoke_model::{KvCache, KvDType, LoadOptions, Model, ModelSource, Step, StepRow, Workspace};
 
 /// The number of tokens of a KV block, as in the engine.
 const BLOCK_TOKENS: usize = 16;
@@ -12,6 +12,7 @@ const BLOCK_TOKENS: usize = 16;
 pub(crate) struct Lanes {
     model: Model,
     cache: KvCache,
+    kv_dtype: KvDType,
     workspace: Workspace,
     /// The blocks of each sequence.
     tables: Vec<Vec<u32>>,
@@ -31,6 +32,8 @@ pub(crate) struct LaneSizes {
     pub(crate) step_tokens_max: usize,
     /// The most places of one step whose logits are computed.
     pub(crate) step_logits_max: usize,
+    /// The format of keys and values; `None` leaves it to the model.
+    pub(crate) kv_dtype: Option<KvDType>,
 }
 
 impl Lanes {
@@ -39,7 +42,8 @@ impl Lanes {
     /// **Errors**: a wrong model, or sequences longer than its context.
     pub(crate) fn new(source: &ModelSource, num_threads: usize, sizes: LaneSizes) -> anyhow::Result<Self> {
         let model = Model::from_source(source, LoadOptions { num_threads, ..LoadOptions::default() })?;
-        let LaneSizes { num_lanes, tokens_max, step_tokens_max, step_logits_max } = sizes;
+        let LaneSizes { num_lanes, tokens_max, step_tokens_max, step_logits_max, kv_dtype } = sizes;
+        let kv_dtype = kv_dtype.unwrap_or_else(|| model.default_kv_dtype());
         let context_length = model.config().context_length;
         ensure!(
             tokens_max <= context_length,
@@ -49,7 +53,8 @@ impl Lanes {
         let total_blocks = u32::try_from(num_lanes * num_blocks).context("too many sequences")?;
         let mut blocks = 0..total_blocks;
         Ok(Self {
-            cache: KvCache::new(model.config(), num_lanes * num_blocks, BLOCK_TOKENS),
+            cache: KvCache::new(model.config(), kv_dtype, num_lanes * num_blocks, BLOCK_TOKENS)?,
+            kv_dtype,
             workspace: Workspace::new(&model, step_tokens_max, step_logits_max),
             tables: (0..num_lanes).map(|_| blocks.by_ref().take(num_blocks).collect()).collect(),
             lens: vec![0; num_lanes],
@@ -61,6 +66,11 @@ impl Lanes {
     /// Returns the model.
     pub(crate) fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Returns the format of keys and values.
+    pub(crate) fn kv_dtype(&self) -> KvDType {
+        self.kv_dtype
     }
 
     /// Empties every sequence.
@@ -144,7 +154,8 @@ mod tests {
 
     use super::*;
 
-    const SIZES: LaneSizes = LaneSizes { num_lanes: 2, tokens_max: 64, step_tokens_max: 8, step_logits_max: 3 };
+    const SIZES: LaneSizes =
+        LaneSizes { num_lanes: 2, tokens_max: 64, step_tokens_max: 8, step_logits_max: 3, kv_dtype: None };
 
     fn lanes() -> Lanes {
         let folder = TinyModel::default().write_hf().unwrap();
