@@ -227,6 +227,8 @@ impl EngineBuilder {
             next_id: 0,
             sampler: Sampler::default(),
             drafts: Vec::new(),
+            rows: Vec::with_capacity(budget.step_tokens_max),
+            tables: Vec::with_capacity(budget.sequences_max),
         }
     }
 }

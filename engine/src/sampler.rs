@@ -12,15 +12,24 @@ use bespoke_domain::{Sampling, TokenId};
 pub(crate) struct History {
     /// How often the answer holds each token; 0 for tokens that only the prompt holds.
     counts: HashMap<TokenId, u32>,
+    is_on: bool,
 }
 
 impl History {
-    pub(crate) fn of_prompt(prompt: &[TokenId]) -> Self {
-        Self { counts: prompt.iter().map(|&token| (token, 0)).collect() }
+    /// Starts with a prompt, with room for the answer. Where nothing is penalised, nothing is noted.
+    pub(crate) fn of_prompt(params: &Sampling, prompt: &[TokenId], max_new_tokens: u32) -> Self {
+        if !penalises(params) {
+            return Self::default();
+        }
+        let mut counts = HashMap::with_capacity(prompt.len() + max_new_tokens as usize);
+        counts.extend(prompt.iter().map(|&token| (token, 0)));
+        Self { counts, is_on: true }
     }
 
     pub(crate) fn push(&mut self, token: TokenId) {
-        *self.counts.entry(token).or_default() += 1;
+        if self.is_on {
+            *self.counts.entry(token).or_default() += 1;
+        }
     }
 }
 
@@ -102,8 +111,11 @@ pub(crate) fn top(logits: &[f32], count: usize) -> Vec<(f32, TokenId)> {
 }
 
 fn changes_logits(params: &Sampling) -> bool {
-    !params.logit_bias.is_empty()
-        || params.repetition_penalty != 1.0
+    !params.logit_bias.is_empty() || penalises(params)
+}
+
+fn penalises(params: &Sampling) -> bool {
+    params.repetition_penalty != 1.0
         || params.frequency_penalty != 0.0
         || params.presence_penalty != 0.0
 }
@@ -188,9 +200,10 @@ mod tests {
     use super::*;
 
     fn sample_at(params: SamplingParams, logits: &[f32], forbidden: &[TokenId], uniform: f64) -> TokenId {
-        let history = History::of_prompt(&[]);
+        let params: Sampling = params.try_into().unwrap();
+        let history = History::of_prompt(&params, &[], 8);
         let place = Place { logits, history: &history, forbidden, uniform };
-        Sampler::default().sample(&params.try_into().unwrap(), &place)
+        Sampler::default().sample(&params, &place)
     }
 
     /// Returns every token that some random number draws.
@@ -234,14 +247,15 @@ mod tests {
 
     #[test]
     fn penalties_count_prompt_and_answer_as_stated() {
-        let mut history = History::of_prompt(&[1]);
-        history.push(3);
-        history.push(3);
         let greedy = |change: fn(&mut SamplingParams)| {
             let mut params = SamplingParams { temperature: 0.0, ..Default::default() };
             change(&mut params);
+            let params: Sampling = params.try_into().unwrap();
+            let mut history = History::of_prompt(&params, &[1], 2);
+            history.push(3);
+            history.push(3);
             let place = Place { logits: &LOGITS, history: &history, forbidden: &[], uniform: 0.0 };
-            Sampler::default().sample(&params.try_into().unwrap(), &place)
+            Sampler::default().sample(&params, &place)
         };
         assert_eq!(greedy(|p| p.repetition_penalty = 2.0), 2);
         assert_eq!(greedy(|p| p.frequency_penalty = 0.1), 1);

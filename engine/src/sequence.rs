@@ -1,6 +1,6 @@
 //! A sequence: the tokens of one choice and what has to be known to go on with it.
 
-use bespoke_domain::{Choice, Delta, FinishReason, MatchedStop, Request, TokenId, TokenLogprob};
+use bespoke_domain::{Choice, Delta, FinishReason, MatchedStop, Request, Sampling, TokenId, TokenLogprob};
 use bespoke_model::Detokenizer;
 
 use crate::{
@@ -31,6 +31,7 @@ pub(crate) struct Sequence {
 pub(crate) struct SequenceParts<'a> {
     pub(crate) choice: u32,
     pub(crate) prompt: &'a [TokenId],
+    pub(crate) sampling: &'a Sampling,
     pub(crate) max_new_tokens: u32,
     pub(crate) detokenizer: Detokenizer,
     pub(crate) stop_strings: Vec<String>,
@@ -53,7 +54,7 @@ impl Sequence {
         Self {
             choice: parts.choice,
             num_new: 0,
-            history: History::of_prompt(parts.prompt),
+            history: History::of_prompt(parts.sampling, parts.prompt, parts.max_new_tokens),
             max_new_tokens: parts.max_new_tokens,
             detokenizer: parts.detokenizer,
             stop_strings: parts.stop_strings,
@@ -129,7 +130,11 @@ impl Sequence {
             return;
         }
         let output = self.detokenizer.push(token);
-        delta.text += &output.text;
+        if delta.text.is_empty() {
+            delta.text = output.text;
+        } else {
+            delta.text += &output.text;
+        }
         if let Some(stop) = output.stop {
             let generated_tokens = self.num_new;
             let matched_stop = Some(MatchedStop::String(self.stop_strings[stop].clone()));

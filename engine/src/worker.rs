@@ -44,6 +44,10 @@ pub(crate) struct Worker {
     pub(crate) sampler: Sampler,
     /// Scratch: the drafted tokens of one sequence.
     pub(crate) drafts: Vec<TokenId>,
+    /// Scratch: the rows of a step.
+    pub(crate) rows: Vec<StepRow>,
+    /// Scratch: the block tables of a step; empty between steps.
+    pub(crate) tables: Vec<&'static [u32]>,
 }
 
 impl Worker {
@@ -124,6 +128,7 @@ impl Worker {
         Sequence::new(SequenceParts {
             choice,
             prompt: &job.prompt,
+            sampling: &job.request.sampling,
             max_new_tokens,
             detokenizer: Detokenizer::new(&self.language.tokenizer, options),
             stop_strings,
@@ -185,8 +190,9 @@ impl Worker {
 
     /// Computes the chunks of the plan and takes their tokens.
     fn step(&mut self, plan: &Plan) -> Result<(), EngineError> {
-        let mut rows = Vec::new();
-        let mut tables = Vec::with_capacity(plan.chunks.len());
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.clear();
+        let mut tables: Vec<&[u32]> = recycle(std::mem::take(&mut self.tables));
         for (chunk, sequence) in plan.chunks.iter().zip(0..) {
             rows.extend(self.scheduler.chunk_tokens(chunk).zip(chunk.places.clone()).map(|(token, place)| StepRow {
                 token,
@@ -197,7 +203,10 @@ impl Worker {
             tables.push(self.scheduler.blocks(chunk.key));
         }
         let step = Step { rows: &rows, block_tables: &tables };
-        self.model.forward(&step, &mut self.cache, &mut self.workspace)?;
+        let computed = self.model.forward(&step, &mut self.cache, &mut self.workspace);
+        self.tables = recycle(tables);
+        self.rows = rows;
+        computed?;
         let now = Instant::now();
         let mut logits_row = 0;
         for chunk in &plan.chunks {
@@ -300,4 +309,10 @@ impl Worker {
             until
         }
     }
+}
+
+/// Empties a vector and gives its memory to one with another lifetime: collecting in place keeps the allocation.
+fn recycle<'b>(mut tables: Vec<&[u32]>) -> Vec<&'b [u32]> {
+    tables.clear();
+    tables.into_iter().map(|_| -> &'b [u32] { &[] }).collect()
 }

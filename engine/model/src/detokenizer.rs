@@ -77,11 +77,12 @@ impl Detokenizer {
             self.strip_space = false;
         }
         self.tail.extend_from_slice(bytes);
-        let text = self.take_characters();
+        let num_held = self.held.len();
+        self.take_characters();
         if !looks_for_stops {
-            return DetokenizerOutput { text, stop: None };
+            return self.release(0);
         }
-        self.advance(&text)
+        self.advance(num_held)
     }
 
     /// Ends the stream and returns what was held back; an unfinished character becomes U+FFFD.
@@ -89,15 +90,16 @@ impl Detokenizer {
         if self.matched.is_some() {
             return String::new();
         }
-        let last = String::from_utf8_lossy(&std::mem::take(&mut self.tail)).into_owned();
-        let mut text = self.advance(&last).text;
+        let num_held = self.held.len();
+        self.held.push_str(&String::from_utf8_lossy(&std::mem::take(&mut self.tail)));
+        let mut text = self.advance(num_held).text;
         text.push_str(&std::mem::take(&mut self.held));
         text
     }
 
-    /// Decodes the bytes that are whole characters or can never become one; an unfinished character stays in `tail`.
-    fn take_characters(&mut self) -> String {
-        let mut text = String::new();
+    /// Adds the bytes that are whole characters or can never become one to `held`; an unfinished character stays in `tail`.
+    fn take_characters(&mut self) {
+        let text = &mut self.held;
         let mut unfinished = 0;
         let mut chunks = self.tail.utf8_chunks().peekable();
         while let Some(chunk) = chunks.next() {
@@ -113,14 +115,11 @@ impl Detokenizer {
             }
         }
         self.tail.drain(..self.tail.len() - unfinished);
-        text
     }
 
-    /// Takes decoded text, looks for stop strings, and releases what cannot belong to one.
-    fn advance(&mut self, text: &str) -> DetokenizerOutput {
-        let held_before = self.held.len();
-        self.held.push_str(text);
-        for (index, &byte) in text.as_bytes().iter().enumerate() {
+    /// Looks for stop strings in what is held from byte `from` on, and releases what cannot belong to one.
+    fn advance(&mut self, from: usize) -> DetokenizerOutput {
+        for (index, &byte) in self.held.as_bytes().iter().enumerate().skip(from) {
             let mut longest: Option<(usize, usize)> = None;
             for (stop, matcher) in self.stops.iter_mut().enumerate() {
                 if matcher.push(byte) && longest.is_none_or(|(_, len)| matcher.stop.len() > len) {
@@ -129,14 +128,21 @@ impl Detokenizer {
             }
             if let Some((stop, len)) = longest {
                 let mut text = std::mem::take(&mut self.held);
-                text.truncate(held_before + index + 1 - len);
+                text.truncate(index + 1 - len);
                 self.matched = Some(stop);
                 return DetokenizerOutput { text, stop: self.matched };
             }
         }
         let num_held = self.stops.iter().map(|matcher| matcher.matched).max().unwrap_or(0);
-        let held = self.held.split_off(self.held.len() - num_held);
-        DetokenizerOutput { text: std::mem::replace(&mut self.held, held), stop: None }
+        self.release(num_held)
+    }
+
+    /// Releases all that is held but the last `num_held` bytes. The text is the one allocation of a token.
+    fn release(&mut self, num_held: usize) -> DetokenizerOutput {
+        let released = self.held.len() - num_held;
+        let text = self.held[..released].to_owned();
+        self.held.drain(..released);
+        DetokenizerOutput { text, stop: None }
     }
 }
 

@@ -37,15 +37,18 @@ impl Entry {
     pub(super) fn new(key: SequenceKey, rank: Rank, needs: Needs) -> Self {
         debug_assert!(!needs.tokens.is_empty() && needs.tokens_max >= needs.tokens.len());
         let num_first = needs.tokens.len();
+        let mut tokens = needs.tokens;
+        // Room for all it can become, so that no step has to allocate. The last new token is known but never computed.
+        tokens.reserve(needs.tokens_max + 1 - num_first);
         Self {
             key,
             rank,
-            tokens: needs.tokens,
+            tokens,
             drafts: Vec::new(),
             tokens_max: needs.tokens_max,
             num_computed: 0,
             logits_from: needs.logits_from,
-            blocks: Vec::new(),
+            blocks: Vec::with_capacity(needs.tokens_max.div_ceil(BLOCK_TOKENS)),
             root: needs.root,
             num_registered: 0,
             last_registered: needs.root,
