@@ -115,9 +115,7 @@ fn changes_logits(params: &Sampling) -> bool {
 }
 
 fn penalises(params: &Sampling) -> bool {
-    params.repetition_penalty != 1.0
-        || params.frequency_penalty != 0.0
-        || params.presence_penalty != 0.0
+    params.repetition_penalty != 1.0 || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0
 }
 
 fn change_logits(logits: &mut [f32], params: &Sampling, place: &Place<'_>) {

@@ -35,9 +35,9 @@ pub(crate) struct Table {
     pub(crate) softmax: unsafe fn(&mut attention::Scores, f32, &mut attention::Softmax) -> f32,
     /// `acc = acc * correction + sum_j p_j v_j`.
     pub(crate) weigh: Weigh,
-    /// One chunk of keys for a block of queries, where the instruction set has a function for that; otherwise rows
-    /// are computed one by one with `tile`, `softmax` and `weigh`.
-    pub(crate) attend: Option<Attend>,
+    /// One chunk of keys for a block of queries, and what heads must be a multiple of, where the instruction set has a
+    /// function for that; otherwise rows are computed one by one with `tile`, `softmax` and `weigh`.
+    pub(crate) attend: Option<(Attend, usize)>,
     /// `1 / sqrt(mean(x^2) + eps)` of one row, the factor of `rms_norm`.
     pub(crate) rms_factor: unsafe fn(&[f32], f32) -> f32,
     /// `out = x * factor * weight`.
@@ -96,7 +96,7 @@ static AVX2: Table = Table {
     rotate: elementwise::avx2::rotate,
     softmax: attention::avx2::softmax,
     weigh: attention::avx2::weigh,
-    attend: None,
+    attend: Some((attention::avx2_block::step, attention::avx2_block::LANES)),
     rms_factor: elementwise::avx2::rms_factor,
     rms_scale: elementwise::avx2::rms_scale,
     quantize: quantized::avx2::quantize,
@@ -116,7 +116,7 @@ static AVX512: Table = Table {
     rotate: elementwise::avx512::rotate,
     softmax: attention::avx512::softmax,
     weigh: attention::avx512::weigh,
-    attend: Some(attention::avx512_block::step),
+    attend: Some((attention::avx512_block::step, 1)),
     rms_factor: elementwise::avx512::rms_factor,
     rms_scale: elementwise::avx512::rms_scale,
     quantize: quantized::avx512::quantize,

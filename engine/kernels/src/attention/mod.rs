@@ -8,6 +8,8 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2_block;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512_block;
@@ -154,7 +156,8 @@ impl<'a> Job<'a> {
     /// Computes every row and head.
     pub(crate) fn run(&self, pool: &Pool) {
         let fits = self.shape.head_dim <= blocked::HEAD_DIM_MAX && (1..=blocked::VECTORS).contains(&self.group);
-        if let Some(step) = self.table.attend.filter(|_| fits) {
+        let whole = |&(_, lanes): &(_, usize)| self.shape.head_dim.is_multiple_of(lanes);
+        if let Some((step, _)) = self.table.attend.filter(|_| fits).filter(whole) {
             return self.run_blocked(step, pool);
         }
         let kv_heads = self.shape.kv_heads;

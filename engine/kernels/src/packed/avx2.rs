@@ -1,13 +1,16 @@
-//! Integer products with AVX2: eight rows of weights in a vector, a tile in two halves.
+//! Integer products with AVX2: eight rows of weights in a vector, two vectors to a tile. Products are summed in 16 bits as long as
+//! that cannot overflow, which saves the widening of most of them.
 
 use std::arch::x86_64::*;
 
 use super::{Format, SUPER, Scales, Sums, TILE, TileJob};
 
-/// Activation rows of a group: four integer and four float sums leave eight registers.
+/// Activation rows of a group: their integer sums take eight of sixteen registers, the float sums stay in the first-level cache.
 pub(crate) const GROUP_ROWS: usize = 4;
 /// Bytes between the vectors of a tile; one here is half of that.
 const VECTOR: usize = 64;
+/// Vectors of eight rows in a tile.
+const HALVES: usize = 2;
 const LANES: usize = 8;
 /// Steps of half a block.
 const HALF_STEPS: usize = 4;
@@ -31,47 +34,50 @@ pub(crate) fn tile(job: &TileJob<'_>, sums: &mut Sums) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn rows<const FORMAT: usize>(job: &TileJob<'_>, sums: &mut Sums) {
-    for first_lane in [0, LANES] {
-        // SAFETY: `tile` has checked the lengths, and a group of this instruction set has at most four rows.
-        unsafe {
-            match job.group.rows {
-                0 => {}
-                1 => kernel::<FORMAT, 1>(job, first_lane, sums),
-                2 => kernel::<FORMAT, 2>(job, first_lane, sums),
-                3 => kernel::<FORMAT, 3>(job, first_lane, sums),
-                rows => {
-                    assert_eq!(rows, GROUP_ROWS, "rows of a group");
-                    kernel::<FORMAT, 4>(job, first_lane, sums);
-                }
+    // SAFETY: `tile` has checked the lengths, and a group of this instruction set has at most four rows.
+    unsafe {
+        match job.group.rows {
+            0 => {}
+            1 => kernel::<FORMAT, 1>(job, sums),
+            2 => kernel::<FORMAT, 2>(job, sums),
+            3 => kernel::<FORMAT, 3>(job, sums),
+            rows => {
+                assert_eq!(rows, GROUP_ROWS, "rows of a group");
+                kernel::<FORMAT, 4>(job, sums);
             }
         }
     }
 }
 
 /// # Safety
-/// The job is as long as it says, its group has `N` rows, and `first_lane` is 0 or 8.
+/// The job is as long as it says, and its group has `N` rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn kernel<const FORMAT: usize, const N: usize>(job: &TileJob<'_>, first_lane: usize, sums: &mut Sums) {
+unsafe fn kernel<const FORMAT: usize, const N: usize>(job: &TileJob<'_>, sums: &mut Sums) {
     let format = const { Format::ALL[FORMAT] };
-    let (mut codes, mut x) = (job.codes.as_ptr().wrapping_add(4 * first_lane), job.group.values.as_ptr().cast::<i8>());
+    let (mut codes, mut x) = (job.codes.as_ptr(), job.group.values.as_ptr().cast::<i8>());
     let mut at = 0;
-    let mut acc = [_mm256_setzero_ps(); N];
+    let mut acc = [[_mm256_setzero_ps(); HALVES]; N];
     for block in 0..job.blocks {
         // SAFETY: the caller's promise: `codes`, `x` and `at` are those of block `block`.
         unsafe {
-            let (scales, min) = scales::<FORMAT>(job.scales.as_ptr(), block, first_lane);
-            let mut dots = offsets::<FORMAT, N>(job, at, 0);
-            half::<FORMAT, 0, N>(codes, x, &mut dots);
+            let of_half = [0, LANES].map(|first_lane| scales::<FORMAT>(job.scales.as_ptr(), block, first_lane));
+            let mut dots = [[_mm256_setzero_si256(); HALVES]; N];
+            let mut pairs = [[_mm256_setzero_si256(); HALVES]; N];
+            steps::<FORMAT, 0, N>(codes, x, &mut pairs, &mut dots);
             if matches!(format.scales(), Scales::SuperHalves) {
-                add::<N>(&mut acc, &dots, scales[0], job.group.meta.scales.as_ptr().add(at));
-                dots = offsets::<FORMAT, N>(job, at, 1);
+                take_offset::<FORMAT, N>(job, (at, 0), &mut dots);
+                add::<N>(&mut acc, &dots, of_half.map(|(scales, _)| scales[0]), job.group.meta.scales.as_ptr().add(at));
+                dots = [[_mm256_setzero_si256(); HALVES]; N];
             }
-            half::<FORMAT, 1, N>(codes, x, &mut dots);
-            add::<N>(&mut acc, &dots, scales[1], job.group.meta.scales.as_ptr().add(at));
+            steps::<FORMAT, 1, N>(codes, x, &mut pairs, &mut dots);
+            take_offset::<FORMAT, N>(job, (at, 1), &mut dots);
+            add::<N>(&mut acc, &dots, of_half.map(|(scales, _)| scales[1]), job.group.meta.scales.as_ptr().add(at));
             if matches!(format.scales(), Scales::HalfMin | Scales::SuperMin) {
                 for (i, acc) in acc.iter_mut().enumerate() {
                     let sum = _mm256_set1_ps(*job.group.meta.scaled_sums.as_ptr().add(at + i));
-                    *acc = _mm256_fmadd_ps(min, sum, *acc);
+                    for (acc, (_, min)) in acc.iter_mut().zip(of_half) {
+                        *acc = _mm256_fmadd_ps(min, sum, *acc);
+                    }
                 }
             }
         }
@@ -80,8 +86,10 @@ unsafe fn kernel<const FORMAT: usize, const N: usize>(job: &TileJob<'_>, first_l
         at += N;
     }
     for (sums, acc) in sums.iter_mut().zip(acc) {
-        // SAFETY: eight of the sixteen floats are a vector.
-        unsafe { _mm256_storeu_ps(sums[first_lane..first_lane + LANES].as_mut_ptr(), acc) };
+        for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
+            // SAFETY: eight floats are a vector.
+            unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), acc) };
+        }
     }
 }
 
@@ -91,29 +99,38 @@ unsafe fn kernel<const FORMAT: usize, const N: usize>(job: &TileJob<'_>, first_l
 /// `d` points to `N` floats.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn add<const N: usize>(acc: &mut [__m256; N], dots: &[__m256i; N], scale: __m256, d: *const f32) {
-    for (i, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
+unsafe fn add<const N: usize>(
+    acc: &mut [[__m256; HALVES]; N],
+    dots: &[[__m256i; HALVES]; N],
+    scales: [__m256; HALVES],
+    d: *const f32,
+) {
+    for (i, (acc, dots)) in acc.iter_mut().zip(dots).enumerate() {
         // SAFETY: the caller's promise.
         let d = _mm256_set1_ps(unsafe { *d.add(i) });
-        *acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(*dot), d), scale, *acc);
+        for ((acc, dot), scale) in acc.iter_mut().zip(dots).zip(scales) {
+            *acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(*dot), d), scale, *acc);
+        }
     }
 }
 
-/// What the integer sums start with: minus the offset times the sum of the activations. Codes of 8 bits are made
-/// signed instead.
+/// Takes the offset times the sum of the activations off the integer sums. Codes of 8 bits are made signed instead.
 ///
 /// # Safety
 /// `at` is that of a block of the job, whose group has `N` rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn offsets<const FORMAT: usize, const N: usize>(job: &TileJob<'_>, at: usize, half: usize) -> [__m256i; N] {
+unsafe fn take_offset<const FORMAT: usize, const N: usize>(
+    job: &TileJob<'_>,
+    (at, half): (usize, usize),
+    dots: &mut [[__m256i; HALVES]; N],
+) {
     let format = const { Format::ALL[FORMAT] };
-    let mut dots = [_mm256_setzero_si256(); N];
     if format.offset_shift() == 0 || format.bits() == 8 {
-        return dots;
+        return;
     }
     let meta = &job.group.meta;
-    for (i, dot) in dots.iter_mut().enumerate() {
+    for (i, dots) in dots.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
         let sum = unsafe {
             match format.scales() {
@@ -121,38 +138,60 @@ unsafe fn offsets<const FORMAT: usize, const N: usize>(job: &TileJob<'_>, at: us
                 _ => *meta.negative_sums.as_ptr().add(at + i),
             }
         };
-        *dot = _mm256_set1_epi32(sum << format.offset_shift());
+        let offset = _mm256_set1_epi32(sum << format.offset_shift());
+        dots.iter_mut().for_each(|dot| *dot = _mm256_add_epi32(*dot, offset));
     }
-    dots
 }
 
-/// Adds half a block: four steps.
+/// The steps whose products are summed in 16 bits: as many as cannot overflow, within what shares a scale.
+///
+/// A step adds two products of a code and an activation of at most 127: with codes of 4 bits eight steps sum to at most
+/// `8 * 2 * 15 * 127 = 30,480`, of 5 bits four to `31,496`, of 6 bits two to `32,004`; 8 bits leave no room.
+const fn steps_in_16_bits(format: Format) -> usize {
+    match (format.bits(), format.scales()) {
+        (4, Scales::SuperHalves) | (5, _) => 4,
+        (4, _) => 8,
+        (6, _) => 2,
+        _ => 1,
+    }
+}
+
+/// Adds half a block: four steps. `pairs` holds sums in 16 bits until there is no room for another.
 ///
 /// # Safety
 /// `codes` and `x` point to a block, the latter of `N` rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn half<const FORMAT: usize, const HALF: usize, const N: usize>(
+unsafe fn steps<const FORMAT: usize, const HALF: usize, const N: usize>(
     codes: *const u8,
     x: *const i8,
-    dots: &mut [__m256i; N],
+    pairs: &mut [[__m256i; HALVES]; N],
+    dots: &mut [[__m256i; HALVES]; N],
 ) {
     let format = const { Format::ALL[FORMAT] };
     let ones = _mm256_set1_epi16(1);
     for step in 0..HALF_STEPS {
         // SAFETY: the caller's promise.
-        let weights = unsafe { weights::<FORMAT, HALF>(codes, step) };
-        for (i, dot) in dots.iter_mut().enumerate() {
+        let weights = unsafe {
+            [weights::<FORMAT, HALF>(codes, step), weights::<FORMAT, HALF>(codes.add(VECTOR / HALVES), step)]
+        };
+        for (i, (pairs, dots)) in pairs.iter_mut().zip(dots.iter_mut()).enumerate() {
             // SAFETY: the caller's promise: a row of a block is 32 bytes.
             let x = unsafe { x.add(i * 32 + (HALF * HALF_STEPS + step) * 4).cast::<i32>().read_unaligned() };
             let x = _mm256_set1_epi32(x);
-            // Two products in 16 bits, without saturation: see the bounds of this module.
-            let pairs = if format.bits() == 8 {
-                _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights))
-            } else {
-                _mm256_maddubs_epi16(weights, x)
-            };
-            *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
+            for ((pairs, dot), weights) in pairs.iter_mut().zip(dots).zip(weights) {
+                if format.bits() == 8 {
+                    // Without saturation: see the bounds of this module.
+                    let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(products, ones));
+                    continue;
+                }
+                *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(weights, x));
+                if (HALF * HALF_STEPS + step + 1).is_multiple_of(steps_in_16_bits(format)) {
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(*pairs, ones));
+                    *pairs = _mm256_setzero_si256();
+                }
+            }
         }
     }
 }
