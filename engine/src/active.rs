@@ -129,6 +129,11 @@ impl Active {
         }
     }
 
+    /// Returns what has been used so far.
+    pub(crate) fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
     /// Notes how many tokens were drafted for a step and how many of them were right.
     pub(crate) fn note_drafts(&mut self, num_drafted: usize, num_accepted: usize) {
         self.usage.drafted_tokens += num_drafted as u32;

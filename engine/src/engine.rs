@@ -21,7 +21,7 @@ use crate::{
     block_pool::BLOCK_TOKENS,
     language::Language,
     outlet::{Doorbell, outlet},
-    status::Status,
+    status::{Status, Totals},
 };
 
 /// When trying again after a full queue makes sense: about the time in which a busy engine ends a request.
@@ -175,6 +175,11 @@ impl Engine {
             num_blocks_in_use: status.num_blocks_in_use.load(Ordering::SeqCst),
             num_preempted: status.num_preempted.load(Ordering::SeqCst),
         }
+    }
+
+    /// Returns what the engine has done since it was built.
+    pub fn totals(&self) -> Totals {
+        self.0.status.totals()
     }
 
     /// Whether no request is in the engine.

@@ -57,3 +57,4 @@ pub use engine::{Engine, Load, ModelInfo, Scoring};
 pub use error::{EngineError, Stage};
 pub use language::RenderedPrompt;
 pub use outlet::Generation;
+pub use status::Totals;

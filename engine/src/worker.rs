@@ -275,6 +275,7 @@ impl Worker {
     fn remove(&mut self, id: u64) -> Option<Active> {
         let active = self.active.remove(&id)?;
         self.status.num_requests.fetch_sub(1, Ordering::SeqCst);
+        self.status.note_ended(active.usage());
         if active.waits() {
             self.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
         }

@@ -157,7 +157,9 @@ def test_command_line(real_server: RealServer, golden: Golden) -> None:
     assert bespoke_command(*greedy) == golden["text"] + "\n"
     assert json.loads(bespoke_command(*greedy, "--json"))["token_ids"] == golden["ids"][1:]
     assert bespoke_command("health") == "serving\n"
-    assert json.loads(bespoke_command("info", "--json"))["load"]["num_kv_blocks"] > 0
+    info = json.loads(bespoke_command("info", "--json"))
+    assert info["load"]["num_kv_blocks"] > 0
+    assert info["totals"]["accepted_tokens"] <= info["totals"]["drafted_tokens"]
 
 
 def test_sigterm_drains_and_exits_0(own_server: RealServer) -> None:

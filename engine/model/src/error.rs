@@ -146,6 +146,9 @@ pub enum ModelError {
         /// The file.
         file: PathBuf,
     },
+    /// The caller wanted no more of it.
+    #[error("interrupted")]
+    Interrupted,
     /// The kernels refused a matrix or could not start.
     #[error(transparent)]
     Kernels(#[from] KernelsError),

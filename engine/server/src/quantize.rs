@@ -1,6 +1,15 @@
 //! `quantize`: a model as a GGUF file, for this program and llama.cpp.
 
-use std::{io::Write, path::PathBuf, thread};
+use std::{
+    io::Write,
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
 use anyhow::{Context, anyhow};
 use bespoke_engine::{ModelError, Quantization};
@@ -93,10 +102,15 @@ pub fn quantize(arguments: &Quantize) -> anyhow::Result<()> {
     let style = ProgressStyle::with_template(BAR).context("the template of the bar")?;
     // Draws on standard error, and nothing where that is no terminal.
     let bar = ProgressBar::new(0).with_style(style);
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let by_signal = interrupted.clone();
+    // The file in the making is removed on the way out.
+    ctrlc::set_handler(move || by_signal.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
     let summary = quantize_model(&source, &arguments.output, options, &mut |progress| {
         bar.set_length(progress.bytes_total);
         bar.set_position(progress.bytes);
         bar.set_message(progress.tensor.to_owned());
+        if interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
     .map_err(|error| match error {
         ModelError::OutputExists { .. } if !arguments.force => anyhow!("{error}: --force replaces it"),

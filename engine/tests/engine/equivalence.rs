@@ -198,6 +198,7 @@ fn speculation_changes_nothing_but_the_number_of_steps() {
         }
     }
     assert!(accepted > 0, "no draft was ever right: the test shows nothing");
+    assert_eq!(tiny.engine.totals().accepted_tokens, u64::from(accepted));
 }
 
 #[test]

@@ -81,7 +81,7 @@ def rendered_prompt(message: tokenizer_pb2.RenderPromptResponse) -> results.Rend
 
 def server_info(message: model_pb2.GetServerInfoResponse) -> results.ServerInfo:
     """Returns the facts of the server."""
-    model, limits, load = message.model, message.limits, message.load
+    model, limits, load, totals = message.model, message.limits, message.load, message.totals
     return results.ServerInfo(
         version=message.version,
         model=results.ModelInfo(
@@ -107,6 +107,15 @@ def server_info(message: model_pb2.GetServerInfoResponse) -> results.ServerInfo:
             num_waiting=load.num_waiting,
             num_kv_blocks_used=load.num_kv_blocks_used,
             num_kv_blocks=load.num_kv_blocks,
+        ),
+        totals=results.Totals(
+            num_requests=totals.num_requests,
+            prompt_tokens=totals.prompt_tokens,
+            cached_tokens=totals.cached_tokens,
+            generated_tokens=totals.generated_tokens,
+            drafted_tokens=totals.drafted_tokens,
+            accepted_tokens=totals.accepted_tokens,
+            num_preempted=totals.num_preempted,
         ),
         kernels=message.kernels,
         num_threads=message.num_threads,

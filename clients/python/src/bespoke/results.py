@@ -149,6 +149,19 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Totals:
+    """What the server has done since it started; tokens count once their request has ended."""
+
+    num_requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    num_preempted: int
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """The facts of the server."""
 
@@ -156,6 +169,7 @@ class ServerInfo:
     model: ModelInfo
     limits: Limits
     load: Load
+    totals: Totals
     kernels: str
     num_threads: int
     persona_ids: tuple[str, ...]

@@ -1,5 +1,6 @@
 //! Writes a model as a GGUF file: first every tensor gets its format, then the header goes out, then the data, rows at a time.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use bespoke_kernels::{DType, Matrix, RopeStyle};
@@ -67,12 +68,13 @@ pub struct QuantizeSummary {
 /// The file appears under its name only when it is whole. Only tensors that the serving pass uses are written.
 ///
 /// **Errors**: `OutputExists`; `TensorValue` for a weight that is no number; `Config` for a tokenizer or a window that GGUF
-/// cannot describe; `Io`; and all that loading the model can meet.
+/// cannot describe; `Io`; `Interrupted` where `progress` breaks, and nothing is left then; and all that loading the model can
+/// meet.
 pub fn quantize_model(
     source: &ModelSource,
     output: &Path,
     options: QuantizeOptions,
-    progress: &mut dyn FnMut(QuantizeProgress<'_>),
+    progress: &mut dyn FnMut(QuantizeProgress<'_>) -> ControlFlow<()>,
 ) -> Result<QuantizeSummary, ModelError> {
     let config = source.config()?;
     let weights = Weights::load(source, &config)?;
@@ -93,7 +95,7 @@ pub fn quantize_model(
                 tensor: &tensor.name,
                 bytes: bytes + written,
                 bytes_total: header.data_bytes(),
-            });
+            })
         })?;
         bytes += tensor.bytes().next_multiple_of(ALIGNMENT as u64);
     }
@@ -263,7 +265,7 @@ impl Planned {
         source: &ModelSource,
         num_threads: usize,
         file: &mut OutputFile,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), ModelError> {
         let rows = Rows { matrix: &self.matrix, order: self.order, dtype: self.dtype, num_threads };
         let num_rows = self.matrix.rows();
@@ -278,7 +280,9 @@ impl Planned {
             })?;
             file.write(&data)?;
             written += data.len() as u64;
-            progress(written);
+            if progress(written).is_break() {
+                return Err(ModelError::Interrupted);
+            }
         }
         let padding = written.next_multiple_of(ALIGNMENT as u64) - written;
         file.write(&[0; ALIGNMENT][..padding as usize])

@@ -21,6 +21,7 @@ fn write(source: &Path, output: &Path, quantization: Quantization) -> Result<Qua
     let summary = quantize_model(&ModelSource::open(source)?, output, options, &mut |progress| {
         assert!(progress.bytes >= last && progress.bytes <= progress.bytes_total, "{progress:?}");
         last = progress.bytes;
+        std::ops::ControlFlow::Continue(())
     })?;
     assert_eq!(summary.file_bytes, std::fs::metadata(output).unwrap().len());
     Ok(summary)
@@ -152,4 +153,16 @@ fn windows_of_some_layers_are_refused() {
     let (folder, out) = (tiny.write_hf().unwrap(), tempfile::tempdir().unwrap());
     let error = write(folder.path(), &out.path().join("out.gguf"), Quantization::Q8_0).unwrap_err().to_string();
     assert!(error.contains("sliding_window"), "{error}");
+}
+
+#[test]
+fn an_interrupted_file_leaves_nothing_behind() {
+    let tiny = TinyModel::default().write_hf().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let source = ModelSource::open(tiny.path()).unwrap();
+    let options = QuantizeOptions { quantization: Quantization::Q8_0, num_threads: 1, overwrite: false };
+    let result =
+        quantize_model(&source, &folder.path().join("out.gguf"), options, &mut |_| std::ops::ControlFlow::Break(()));
+    assert!(matches!(result, Err(ModelError::Interrupted)), "{result:?}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

@@ -1,7 +1,8 @@
 //! `ModelService`: what is served and how busy it is.
 
 use bespoke_proto::{
-    GetServerInfoRequest, GetServerInfoResponse, Limits, Load, ModelInfo, Template, model_service_server::ModelService,
+    GetServerInfoRequest, GetServerInfoResponse, Limits, Load, ModelInfo, Template, Totals,
+    model_service_server::ModelService,
 };
 use tonic::{Request, Response, Status};
 
@@ -39,6 +40,16 @@ impl ModelService for Services {
             num_kv_blocks_used: load.num_blocks_in_use as u32,
             num_kv_blocks: info.num_blocks,
         };
+        let totals = self.engine.totals();
+        let totals = Totals {
+            num_requests: totals.num_requests,
+            prompt_tokens: totals.prompt_tokens,
+            cached_tokens: totals.cached_tokens,
+            generated_tokens: totals.generated_tokens,
+            drafted_tokens: totals.drafted_tokens,
+            accepted_tokens: totals.accepted_tokens,
+            num_preempted: totals.num_preempted,
+        };
         Ok(Response::new(GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model: Some(model),
@@ -49,6 +60,7 @@ impl ModelService for Services {
             persona_ids: self.engine.persona_ids().map(|id| id.as_str().to_owned()).collect(),
             has_system_persona: self.config.system_persona.is_some(),
             uptime_ms: self.engine.uptime().as_millis() as u64,
+            totals: Some(totals),
         }))
     }
 }

@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from . import prompt_pb2 as bespoke_dot_v1_dot_prompt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x65spoke/v1/model.proto\x12\nbespoke.v1\x1a\x17\x62\x65spoke/v1/prompt.proto\"\x16\n\x14GetServerInfoRequest\"\xfc\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.bespoke.v1.ModelInfo\x12\"\n\x06limits\x18\x03 \x01(\x0b\x32\x12.bespoke.v1.Limits\x12\x1e\n\x04load\x18\x04 \x01(\x0b\x32\x10.bespoke.v1.Load\x12\x0f\n\x07kernels\x18\x05 \x01(\t\x12\x13\n\x0bnum_threads\x18\x06 \x01(\r\x12\x13\n\x0bpersona_ids\x18\x07 \x03(\t\x12\x1a\n\x12has_system_persona\x18\x08 \x01(\x08\x12\x11\n\tuptime_ms\x18\t \x01(\x04\"\xfb\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x04\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x19\n\x11has_chat_template\x18\t \x01(\x08\x12.\n\x10\x64\x65\x66\x61ult_template\x18\n \x01(\x0e\x32\x14.bespoke.v1.Template\"f\n\x06Limits\x12\x15\n\rsequences_max\x18\x01 \x01(\r\x12\x13\n\x0bwaiting_max\x18\x02 \x01(\r\x12\x15\n\rkv_tokens_max\x18\x03 \x01(\x04\x12\x19\n\x11message_bytes_max\x18\x04 \x01(\x04\"c\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x1a\n\x12num_kv_blocks_used\x18\x03 \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x04 \x01(\r2d\n\x0cModelService\x12T\n\rGetServerInfo\x12 .bespoke.v1.GetServerInfoRequest\x1a!.bespoke.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x65spoke/v1/model.proto\x12\nbespoke.v1\x1a\x17\x62\x65spoke/v1/prompt.proto\"\x16\n\x14GetServerInfoRequest\"\xa0\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.bespoke.v1.ModelInfo\x12\"\n\x06limits\x18\x03 \x01(\x0b\x32\x12.bespoke.v1.Limits\x12\x1e\n\x04load\x18\x04 \x01(\x0b\x32\x10.bespoke.v1.Load\x12\x0f\n\x07kernels\x18\x05 \x01(\t\x12\x13\n\x0bnum_threads\x18\x06 \x01(\r\x12\x13\n\x0bpersona_ids\x18\x07 \x03(\t\x12\x1a\n\x12has_system_persona\x18\x08 \x01(\x08\x12\x11\n\tuptime_ms\x18\t \x01(\x04\x12\"\n\x06totals\x18\n \x01(\x0b\x32\x12.bespoke.v1.Totals\"\xfb\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x04\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x19\n\x11has_chat_template\x18\t \x01(\x08\x12.\n\x10\x64\x65\x66\x61ult_template\x18\n \x01(\x0e\x32\x14.bespoke.v1.Template\"f\n\x06Limits\x12\x15\n\rsequences_max\x18\x01 \x01(\r\x12\x13\n\x0bwaiting_max\x18\x02 \x01(\r\x12\x15\n\rkv_tokens_max\x18\x03 \x01(\x04\x12\x19\n\x11message_bytes_max\x18\x04 \x01(\x04\"c\n\x04Load\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x1a\n\x12num_kv_blocks_used\x18\x03 \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x04 \x01(\r\"\xae\x01\n\x06Totals\x12\x14\n\x0cnum_requests\x18\x01 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x04\x12\x15\n\rcached_tokens\x18\x03 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x04 \x01(\x04\x12\x16\n\x0e\x64rafted_tokens\x18\x05 \x01(\x04\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x06 \x01(\x04\x12\x15\n\rnum_preempted\x18\x07 \x01(\x04\x32\x64\n\x0cModelService\x12T\n\rGetServerInfo\x12 .bespoke.v1.GetServerInfoRequest\x1a!.bespoke.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -25,13 +25,15 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_GETSERVERINFOREQUEST']._serialized_start=63
   _globals['_GETSERVERINFOREQUEST']._serialized_end=85
   _globals['_GETSERVERINFORESPONSE']._serialized_start=88
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=340
-  _globals['_MODELINFO']._serialized_start=343
-  _globals['_MODELINFO']._serialized_end=594
-  _globals['_LIMITS']._serialized_start=596
-  _globals['_LIMITS']._serialized_end=698
-  _globals['_LOAD']._serialized_start=700
-  _globals['_LOAD']._serialized_end=799
-  _globals['_MODELSERVICE']._serialized_start=801
-  _globals['_MODELSERVICE']._serialized_end=901
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=376
+  _globals['_MODELINFO']._serialized_start=379
+  _globals['_MODELINFO']._serialized_end=630
+  _globals['_LIMITS']._serialized_start=632
+  _globals['_LIMITS']._serialized_end=734
+  _globals['_LOAD']._serialized_start=736
+  _globals['_LOAD']._serialized_end=835
+  _globals['_TOTALS']._serialized_start=838
+  _globals['_TOTALS']._serialized_end=1012
+  _globals['_MODELSERVICE']._serialized_start=1014
+  _globals['_MODELSERVICE']._serialized_end=1114
 # @@protoc_insertion_point(module_scope)

@@ -11,7 +11,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "limits", "load", "kernels", "num_threads", "persona_ids", "has_system_persona", "uptime_ms")
+    __slots__ = ("version", "model", "limits", "load", "kernels", "num_threads", "persona_ids", "has_system_persona", "uptime_ms", "totals")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class GetServerInfoResponse(_message.Message):
     PERSONA_IDS_FIELD_NUMBER: _ClassVar[int]
     HAS_SYSTEM_PERSONA_FIELD_NUMBER: _ClassVar[int]
     UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: ModelInfo
     limits: Limits
@@ -30,7 +31,8 @@ class GetServerInfoResponse(_message.Message):
     persona_ids: _containers.RepeatedScalarFieldContainer[str]
     has_system_persona: bool
     uptime_ms: int
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kernels: _Optional[str] = ..., num_threads: _Optional[int] = ..., persona_ids: _Optional[_Iterable[str]] = ..., has_system_persona: bool = ..., uptime_ms: _Optional[int] = ...) -> None: ...
+    totals: Totals
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kernels: _Optional[str] = ..., num_threads: _Optional[int] = ..., persona_ids: _Optional[_Iterable[str]] = ..., has_system_persona: bool = ..., uptime_ms: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "digest", "architecture", "num_parameters", "quantization", "context_length", "vocab_size", "eos_token_ids", "has_chat_template", "default_template")
@@ -79,3 +81,21 @@ class Load(_message.Message):
     num_kv_blocks_used: int
     num_kv_blocks: int
     def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_kv_blocks_used: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ...) -> None: ...
+
+class Totals(_message.Message):
+    __slots__ = ("num_requests", "prompt_tokens", "cached_tokens", "generated_tokens", "drafted_tokens", "accepted_tokens", "num_preempted")
+    NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTED_FIELD_NUMBER: _ClassVar[int]
+    num_requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    num_preempted: int
+    def __init__(self, num_requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., num_preempted: _Optional[int] = ...) -> None: ...
