@@ -122,6 +122,11 @@ pub(crate) async fn warmup_prompt(options: &LoadOptions, target: &Target) -> any
     sized(Text::new(""), options.prompt_tokens, &mut random(options, u64::MAX), target).await
 }
 
+/// Returns so many words, each with a space after it.
+pub(crate) fn words(count: usize, random: &mut Random) -> String {
+    (0..count).flat_map(|_| [WORDS[random.below(WORDS.len())], " "]).collect()
+}
+
 fn random(options: &LoadOptions, stream: u64) -> Random {
     Random::new(options.seed, stream)
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
 
-use bespoke_benches::{LoadOptions, Mode, Protocol, run};
+use bespoke_benches::{LoadOptions, Mode, Protocol, SoakOptions, run, soak};
 use bespoke_engine::Engine;
 use bespoke_server::{Config, Server};
 use bespoke_testkit::TinyModel;
@@ -118,4 +118,20 @@ async fn read_request(stream: &mut TcpStream) -> String {
             return text;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_soak_leaves_nothing_behind() {
+    let options = SoakOptions {
+        target: ours(64).await,
+        pid: Some(std::process::id()),
+        clients: 4,
+        seconds: 3,
+        warmup_seconds: 0,
+        seed: 1,
+    };
+    let report = soak(&options).await.unwrap();
+    assert!(report.num_finished > 0 && report.num_cancelled > 0 && report.left == 0, "{report:?}");
+    assert!(report.failures.is_empty(), "{:?}", report.failures);
+    assert!(report.rss_end_bytes > Some(1 << 20));
 }

@@ -144,6 +144,10 @@ impl EngineBuilder {
         let options =
             LoadOptions { num_threads, context_limit: self.context_tokens_max, quantization: self.quantization };
         let model = Model::from_source(&source, options)?;
+        if let Some(wanted) = self.quantization.dtype().filter(|&wanted| wanted != model.dtype()) {
+            // As `quantize` does it: the K formats need rows of whole blocks of 256.
+            tracing::warn!(%wanted, found = %model.dtype(), "rows do not fit the format: most weights got its neighbour");
+        }
         let kv_dtype = self.kv_dtype.unwrap_or_else(|| model.default_kv_dtype());
         let num_blocks = self.num_blocks(&model, kv_dtype)?;
         let cache = KvCache::new(model.config(), kv_dtype, num_blocks, BLOCK_TOKENS)?;
