@@ -4,9 +4,11 @@
 //! tokens through the one renderer of the domain) -> `base.rs`, `lora.rs` (frozen weights, adapter) -> `run.rs` (the loop) with
 //! `batch.rs`, `pass.rs` (forward and backward), `loss.rs`, `optimizer.rs` -> `checkpoint.rs`, `adapter.rs`, `merge.rs` (what is left).
 
+mod adapter;
 mod base;
 mod batch;
 mod error;
+mod files;
 mod lora;
 mod loss;
 mod optimizer;
@@ -14,6 +16,7 @@ mod pass;
 mod random;
 mod target;
 
+pub use adapter::{read_adapter, write_adapter};
 pub use base::{Base, BaseDtype, BaseLayer, BaseLinear};
 pub use batch::{Batch, Scored};
 pub use error::TrainError;
