@@ -13,9 +13,9 @@ use crate::files;
 use crate::lora::{Factors, Lora, LoraShape};
 
 /// The configuration file.
-pub const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 /// The file of the factors.
-pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// The parts of `adapter_config.json` that matter here.
 #[derive(Deserialize)]
@@ -59,10 +59,8 @@ fn tensors(lora: &Lora) -> Vec<(String, [usize; 2], &[f32])> {
 
 /// The bytes of `adapter_model.safetensors`.
 pub(crate) fn weights_bytes(lora: &Lora) -> Result<Vec<u8>, TrainError> {
-    let encoded: Vec<(String, [usize; 2], Vec<u8>)> = tensors(lora)
-        .into_iter()
-        .map(|(name, shape, values)| (name, shape, files::le_bytes(values)))
-        .collect();
+    let encoded: Vec<(String, [usize; 2], Vec<u8>)> =
+        tensors(lora).into_iter().map(|(name, shape, values)| (name, shape, files::le_bytes(values))).collect();
     let views = encoded.iter().map(|(name, shape, bytes)| {
         let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes);
         (name.as_str(), view.expect("invariant: four bytes a value"))
@@ -149,7 +147,8 @@ pub(crate) fn read_weights(lora: &mut Lora, file: &Path) -> Result<(), TrainErro
                 let reason = format!("`{name}` has shape {:?}, expected {expected:?}", tensor.shape());
                 return Err(TrainError::file(file, reason));
             }
-            let values = files::floats(&tensor).map_err(|reason| TrainError::file(file, format!("`{name}` {reason}")))?;
+            let values =
+                files::floats(&tensor).map_err(|reason| TrainError::file(file, format!("`{name}` {reason}")))?;
             lora.values[range].copy_from_slice(&values);
         }
     }

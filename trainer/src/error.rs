@@ -75,7 +75,9 @@ pub enum TrainError {
         source: std::io::Error,
     },
     /// The loss or the gradient is no number any more.
-    #[error("step {step}: the {what} is {value}; the last checkpoint, of step {checkpoint}, is good: go on from there with --resume and a lower learning rate")]
+    #[error(
+        "step {step}: the {what} is {value}; the last checkpoint, of step {checkpoint}, is good: go on from there with --resume and a lower learning rate"
+    )]
     NotANumber {
         /// The optimiser step.
         step: u64,

@@ -116,9 +116,8 @@ mod tests {
         for kind in [DpoLoss::Sigmoid, DpoLoss::Ipo, DpoLoss::Hinge, DpoLoss::Robust] {
             for (smoothing, gap) in [(0.0, 0.7), (0.1, -3.0), (0.2, 40.0)] {
                 let preference = Preference { kind, beta: 0.1, label_smoothing: smoothing };
-                let judge = |c: f64, r: f64| {
-                    preference.judge(answer(c - 20.0 + gap, -20.0, 7), answer(r - 25.0, -25.0, 9))
-                };
+                let judge =
+                    |c: f64, r: f64| preference.judge(answer(c - 20.0 + gap, -20.0, 7), answer(r - 25.0, -25.0, 9));
                 let found = judge(0.0, 0.0).slopes;
                 let chosen = (judge(STEP, 0.0).loss - judge(-STEP, 0.0).loss) / (2.0 * STEP);
                 let rejected = (judge(0.0, STEP).loss - judge(0.0, -STEP).loss) / (2.0 * STEP);

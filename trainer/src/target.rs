@@ -23,8 +23,7 @@ pub enum Target {
 
 impl Target {
     /// Every module, in the order of a layer.
-    pub const ALL: [Target; 7] =
-        [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
+    pub const ALL: [Target; 7] = [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
 
     /// Its place in [`Target::ALL`].
     pub fn index(self) -> usize {

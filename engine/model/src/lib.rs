@@ -26,5 +26,5 @@ pub use quantize::{
 };
 pub use serving::{LoadOptions, Model, Step, StepRow, Workspace};
 pub use source::ModelSource;
-pub use tokenizer::{Encoded, Tokenizer};
+pub use tokenizer::{Encoded, Tokenizer, hugging_face_tokenizer};
 pub use weights::{LayerWeights, Linear, Weight, Weights};

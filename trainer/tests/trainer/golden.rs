@@ -123,9 +123,9 @@ fn assert_gradients(golden: &Golden, lora: &Lora, gradients: &[f32], prefix: &st
             let name = stored.names().into_iter().find(|name| name.starts_with(prefix) && name.contains(&module));
             let tensor = stored.tensor(name.unwrap_or_else(|| panic!("{prefix} {module}"))).unwrap();
             let expected = tensor.data().as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
-            let (off, size) = expected.zip(&gradients[range]).fold((0.0, 0.0), |(off, size), (e, &g)| {
-                (off + (f64::from(g) - e).powi(2), size + e * e)
-            });
+            let (off, size) = expected
+                .zip(&gradients[range])
+                .fold((0.0, 0.0), |(off, size), (e, &g)| (off + (f64::from(g) - e).powi(2), size + e * e));
             assert!((off / size).sqrt() < 2e-5, "{module}: off by {}", (off / size).sqrt());
             num += 1;
         }

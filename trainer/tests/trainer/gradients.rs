@@ -125,15 +125,11 @@ fn a_shared_prompt_changes_nothing() {
     }
     assert_eq!((shared.num_rows(), apart.num_rows(), shared.num_tokens), (10, 15, apart.num_tokens));
     let mut pass = Pass::new(&base, false);
-    let (a, b) = (
-        pass.logprobs(&shared, Some(Adapted::plain(&lora))),
-        pass.logprobs(&apart, Some(Adapted::plain(&lora))),
-    );
+    let (a, b) =
+        (pass.logprobs(&shared, Some(Adapted::plain(&lora))), pass.logprobs(&apart, Some(Adapted::plain(&lora))));
     assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
-    let (a, b) = (
-        gradients(&mut pass, Adapted::plain(&lora), &shared),
-        gradients(&mut pass, Adapted::plain(&lora), &apart),
-    );
+    let (a, b) =
+        (gradients(&mut pass, Adapted::plain(&lora), &shared), gradients(&mut pass, Adapted::plain(&lora), &apart));
     let off: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
     let size: f32 = a.iter().map(|a| a * a).sum();
     assert!((off / size).sqrt() < 1e-5, "{off} of {size}");
