@@ -26,6 +26,8 @@ pub struct State {
     pub best_step: u64,
     /// Evaluations since.
     pub evals_without_gain: u64,
+    /// Whether an evaluation is due before the next step: it was cut short.
+    pub eval_due: bool,
     /// Tokens trained on.
     pub num_tokens: u64,
     /// Seconds of training.

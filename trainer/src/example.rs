@@ -116,6 +116,12 @@ impl ExampleMaker {
                 Example::Sequence { tokens, .. } => tokens.len(),
                 Example::Pair { prompt, chosen, rejected } => prompt.len() + chosen.len() + rejected.len(),
             };
+            if let Example::Sequence { trained, .. } = &example
+                && !trained.iter().skip(1).any(|&trained| trained)
+            {
+                let limit = self.recipe.length_max;
+                return Err(bad(format!("nothing of the answer is left within data.length_max = {limit} tokens")));
+            }
             made.push(Made { place: placed.place.clone(), example, num_tokens, num_cut: num_tokens - num_kept });
         }
         Ok(made)

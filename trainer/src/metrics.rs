@@ -57,13 +57,9 @@ impl Metrics {
     /// **Errors**: `Io`, `File`.
     pub(crate) fn open(output: &Path, step: u64) -> Result<Metrics, TrainError> {
         let file = output.join("metrics.jsonl");
-        let records = if step > 0 { read_records(&file, step)? } else { Vec::new() };
-        let mut text = Vec::new();
-        for record in &records {
-            serde_json::to_writer(&mut text, record).map_err(|error| TrainError::file(&file, error))?;
-            text.push(b'\n');
-        }
-        crate::files::write_atomic(&file, &text)?;
+        let kept = if step > 0 { read_records(&file, step)? } else { Vec::new() };
+        let (records, lines): (Vec<Record>, Vec<String>) = kept.into_iter().unzip();
+        crate::files::write_atomic(&file, lines.concat().as_bytes())?;
         let out = OpenOptions::new().append(true).open(&file).map_err(TrainError::writing(&file))?;
         Ok(Metrics { events: Events::create(output)?, file, out, records })
     }
@@ -100,7 +96,8 @@ fn scalars(record: &Record) -> Vec<(String, f64)> {
     values.into_iter().filter_map(|(name, value)| Some((format!("{kind}/{name}"), value?))).collect()
 }
 
-fn read_records(file: &Path, step: u64) -> Result<Vec<Record>, TrainError> {
+/// The records up to a step, each with its line as it stands.
+fn read_records(file: &Path, step: u64) -> Result<Vec<(Record, String)>, TrainError> {
     let opened = match File::open(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         opened => opened.map_err(TrainError::reading(file))?,
@@ -111,7 +108,7 @@ fn read_records(file: &Path, step: u64) -> Result<Vec<Record>, TrainError> {
         // The last line of a run that was killed may be cut.
         let Ok(record) = serde_json::from_str::<Record>(&line) else { continue };
         if record.step <= step {
-            records.push(record);
+            records.push((record, line + "\n"));
         }
     }
     Ok(records)

@@ -293,7 +293,7 @@ impl Recipe {
             ("data.length_max", data.length_max >= 2, "must be at least 2"),
             (
                 "data.prompt_length_max",
-                (1..data.length_max).contains(&data.prompt_length_max),
+                method == Method::Sft || (1..data.length_max).contains(&data.prompt_length_max),
                 "must be in 1..length_max",
             ),
             ("train.batch_size", train.batch_size > 0, "must be at least 1"),

@@ -102,31 +102,37 @@ impl Run<'_> {
         let mut pass = Pass::new(self.base, self.recipe.checkpointing);
         let steps = self.steps();
         let mut ending = Ending::Done;
-        while progress.state.step < steps {
+        loop {
+            if progress.state.eval_due && !self.stop.load(Ordering::Relaxed) {
+                self.evaluate(&mut pass, &mut progress, watcher)?;
+            }
             if self.stop.load(Ordering::Relaxed) {
                 ending = Ending::Stopped;
                 break;
             }
+            let patience = self.recipe.patience;
+            if patience > 0 && progress.state.evals_without_gain >= patience {
+                ending = Ending::NoGain;
+                break;
+            }
+            if progress.state.step >= steps {
+                break;
+            }
+            let before = progress.state.step;
             self.step(&mut pass, &mut progress, watcher)?;
             let step = progress.state.step;
+            if step == before {
+                continue;
+            }
             let each = |every: u64| every > 0 && step.is_multiple_of(every);
             let ends_epoch = progress.state.position == 0 || step == steps;
             let evaluates = if self.recipe.eval_steps == 0 { ends_epoch } else { each(self.recipe.eval_steps) };
-            if evaluates && !self.validation.is_empty() {
-                let finished = self.evaluate(&mut pass, &mut progress, watcher)?;
-                let patience = self.recipe.patience;
-                if finished && patience > 0 && progress.state.evals_without_gain >= patience {
-                    ending = Ending::NoGain;
-                    break;
-                }
-            }
+            progress.state.eval_due = evaluates && !self.validation.is_empty();
             if evaluates || ends_epoch || each(self.recipe.save_steps) {
                 self.save(&mut progress)?;
             }
         }
-        if progress.saved != progress.state.step || progress.state.step == 0 {
-            self.save(&mut progress)?;
-        }
+        self.save(&mut progress)?;
         plot::draw(&progress.metrics.records, &self.recipe.output.join("plot.svg"))?;
         let mut lora = progress.lora;
         if ending != Ending::Stopped && progress.state.best_loss_bits.is_some() {
@@ -172,8 +178,11 @@ impl Run<'_> {
             objective: self.objective,
             batch_tokens: self.recipe.batch_tokens,
             dropout: Some((self.dropout, self.recipe.seed, state.step)),
+            stop: self.stop,
         };
-        let means = run_items(pass, &progress.lora, &items, settings, Some(&mut gradients));
+        // A step that is left has changed nothing; it is done again as a whole.
+        let done = run_items(pass, &progress.lora, &items, &settings, Some(&mut gradients));
+        let Some(means) = done else { return Ok(()) };
         let limit = self.recipe.grad_norm_max;
         let grad_norm = clip(&mut gradients, (limit > 0.0).then_some(limit));
         for (what, value) in [("loss", means.loss), ("gradient", grad_norm)] {
@@ -209,16 +218,17 @@ impl Run<'_> {
         state.epoch as f64 + state.position as f64 / self.train.len() as f64
     }
 
-    /// Evaluates, and keeps the adapter if it is the best so far; gives `false` if told to stop before the end.
+    /// Evaluates, and keeps the adapter if it is the best so far; if told to stop before the end, the evaluation stays due.
     fn evaluate(
         &self,
         pass: &mut Pass<'_>,
         progress: &mut Progress,
         watcher: &mut dyn Watcher,
-    ) -> Result<bool, TrainError> {
+    ) -> Result<(), TrainError> {
         let start = Instant::now();
-        let Some(means) = self.means(pass, &progress.lora, watcher) else { return Ok(false) };
+        let Some(means) = self.means(pass, &progress.lora, watcher) else { return Ok(()) };
         let state = &mut progress.state;
+        state.eval_due = false;
         let best = state.best_loss().is_none_or(|best| means.loss < best);
         if best {
             (state.best_loss_bits, state.best_step) = (Some(means.loss.to_bits()), state.step);
@@ -238,23 +248,23 @@ impl Run<'_> {
         };
         watcher.evaluated(&record, best);
         progress.metrics.write(record)?;
-        plot::draw(&progress.metrics.records, &self.recipe.output.join("plot.svg"))?;
-        Ok(true)
+        plot::draw(&progress.metrics.records, &self.recipe.output.join("plot.svg"))
     }
 
     /// Means over the validation items, some of them at a time so that a signal is heard.
     fn means(&self, pass: &mut Pass<'_>, lora: &Lora, watcher: &mut dyn Watcher) -> Option<Means> {
         /// Items between two looks at the signal.
         const AT_ONCE: usize = 16;
-        let settings =
-            StepSettings { objective: self.objective, batch_tokens: self.recipe.batch_tokens, dropout: None };
+        let settings = StepSettings {
+            objective: self.objective,
+            batch_tokens: self.recipe.batch_tokens,
+            dropout: None,
+            stop: self.stop,
+        };
         let mut total = Total::default();
         for (index, items) in self.validation.chunks(AT_ONCE).enumerate() {
-            if self.stop.load(Ordering::Relaxed) {
-                return None;
-            }
             watcher.evaluating(index * AT_ONCE, self.validation.len());
-            total.add(run_items(pass, lora, items, settings, None), items.len());
+            total.add(run_items(pass, lora, items, &settings, None)?, items.len());
         }
         Some(total.means())
     }

@@ -1,5 +1,7 @@
 //! One optimiser step, and one evaluation: losses over pieces of examples, with their gradients where wanted.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
@@ -54,30 +56,36 @@ pub struct Item<'a> {
 }
 
 /// How examples go through the model.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepSettings {
+#[derive(Clone, Copy, Debug)]
+pub struct StepSettings<'a> {
     /// What is optimised.
     pub objective: Objective,
     /// Most rows at once.
     pub batch_tokens: usize,
     /// Share of dropped inputs, and the seed and step of the masks; `None` for evaluation.
     pub dropout: Option<(f32, u64, u64)>,
+    /// Looked at before each piece.
+    pub stop: &'a AtomicBool,
 }
 
-/// Computes the loss of some items; with `gradients` adds its gradient there.
+/// Computes the loss of some items; with `gradients` adds its gradient there. Where `stop` is set before the last piece, the work is
+/// left and `None` given.
 pub fn run_items(
     pass: &mut Pass<'_>,
     lora: &Lora,
     items: &[Item<'_>],
-    settings: StepSettings,
+    settings: &StepSettings<'_>,
     mut gradients: Option<&mut [f32]>,
-) -> Means {
+) -> Option<Means> {
     let examples: Vec<&Example> = items.iter().map(|item| item.example).collect();
     let pieces = pieces(&examples, settings.batch_tokens);
     let batches: Vec<Batch> = pieces.iter().map(|piece| batch_of(&examples[piece.clone()])).collect();
     let num_scored: usize = batches.iter().map(|batch| batch.scored.len()).sum();
     let mut sums = Sums { num_scored, num_items: items.len(), ..Sums::default() };
     for (index, (piece, batch)) in pieces.into_iter().zip(&batches).enumerate() {
+        if settings.stop.load(Ordering::Relaxed) {
+            return None;
+        }
         let dropout = settings.dropout.map(|(rate, seed, step)| Dropout::new(rate, seed, step, index as u64));
         let adapted = Adapted { lora, dropout: dropout.filter(|dropout| dropout.rate > 0.0) };
         let logprobs = match gradients {
@@ -89,7 +97,7 @@ pub fn run_items(
             pass.backward(batch, adapted, &factors, gradients);
         }
     }
-    sums.means(settings.objective)
+    Some(sums.means(settings.objective))
 }
 
 /// Computes the log-probability of each answer under the base alone.

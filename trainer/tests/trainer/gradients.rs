@@ -19,7 +19,7 @@ fn adapter(base: &Base) -> Lora {
 }
 
 fn batch() -> Batch {
-    let tokens = |seed: u32, len: u32| (0..len).map(|i| (i * 37 + seed * 101) % 300 + 5).collect::<Vec<u32>>();
+    let tokens = |seed: u32, len: u32| (0..len).map(|i| (i * 37 + seed * 101) % 290 + 5).collect::<Vec<u32>>();
     let mut batch = Batch::default();
     batch.push_sequence(&tokens(1, 9), &[true; 9]);
     batch.push_pair(&tokens(2, 5), [&tokens(3, 6), &tokens(4, 3)]);
