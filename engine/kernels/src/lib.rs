@@ -34,6 +34,7 @@ mod rope;
 mod samples;
 mod shared;
 mod table;
+mod training;
 
 pub use attention::{Attention, AttentionRow, KvBuffer, KvDType, KvShape};
 pub use dtype::DType;
@@ -47,3 +48,4 @@ pub use quantized::Quantized;
 pub use reduce::{argmax, log_sum_exp};
 pub use roofline::Roofline;
 pub use rope::{Rope, RopeStyle};
+pub use training::{Attended, CausalAttention, Product, Right, RowLosses, Segment, Tree, View};

@@ -32,6 +32,11 @@ impl Rope {
         Rope { style, num_pairs: inv_freq.len(), max_positions, cos, sin }
     }
 
+    /// The tables of the opposite rotation, which gradients go through.
+    pub fn inverse(&self) -> Rope {
+        Rope { sin: self.sin.iter().map(|sin| -sin).collect(), ..self.clone() }
+    }
+
     /// Elements of a head.
     pub fn head_dim(&self) -> usize {
         2 * self.num_pairs

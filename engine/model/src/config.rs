@@ -125,7 +125,7 @@ impl ModelConfig {
     /// Computes the rotary frequencies, one for each pair of a head; `divisors` is the `rope_freqs` tensor of a GGUF file.
     ///
     /// **Shapes**: `(E / 2)`.
-    pub(crate) fn inverse_frequencies(&self, divisors: Option<&[f32]>) -> Vec<f32> {
+    pub fn inverse_frequencies(&self, divisors: Option<&[f32]>) -> Vec<f32> {
         let num_pairs = self.head_dim / 2;
         let frequency = |pair: usize| {
             let exponent = 2.0 * pair as f64 / self.head_dim as f64;

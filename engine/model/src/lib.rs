@@ -22,8 +22,10 @@ pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use detokenizer::{Detokenizer, DetokenizerOptions, DetokenizerOutput};
 pub use error::ModelError;
 pub use kv_cache::KvCache;
-pub use quantize::{Quantization, QuantizeOptions, QuantizeProgress, QuantizeSummary, Replacement, quantize_model};
+pub use quantize::{
+    Quantization, QuantizeOptions, QuantizeProgress, QuantizeSummary, Replacement, encode_matrix, quantize_model,
+};
 pub use serving::{LoadOptions, Model, Step, StepRow, Workspace};
 pub use source::ModelSource;
-pub use tokenizer::{Encoded, Tokenizer};
+pub use tokenizer::{Encoded, Tokenizer, hugging_face_tokenizer};
 pub use weights::{LayerWeights, Linear, Weight, Weights};

@@ -121,6 +121,16 @@ pub(crate) fn quantize_matrix(matrix: &Matrix, dtype: DType, num_threads: usize)
     Ok(quantized.expect("invariant: `encode` writes whole rows"))
 }
 
+/// Encodes a matrix in another format, for a caller that keeps its own weights.
+///
+/// **Errors**: says which rows do not fit the format, or which weight it cannot hold.
+pub fn encode_matrix(matrix: &Matrix, dtype: DType, num_threads: usize) -> Result<Matrix, String> {
+    if dtype.row_bytes(matrix.cols()).is_none() {
+        return Err(format!("rows of {} weights are not whole blocks of {dtype}", matrix.cols()));
+    }
+    quantize_matrix(matrix, dtype, num_threads).map_err(|fault| fault.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ mod gguf;
 mod score_merge;
 mod text_model;
 mod to_gguf;
+mod to_hugging_face;
 mod vocabulary;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ use crate::gguf::Gguf;
 use added::AddedTokens;
 use text_model::TextModel;
 pub(crate) use to_gguf::write_gguf;
+pub use to_hugging_face::hugging_face_tokenizer;
 use vocabulary::{TokenKind, Vocabulary};
 
 /// A tokenizer; clones share its tables.

@@ -136,7 +136,16 @@ fn tables(
     })
 }
 
-/// Builds what the model's `tokenizer.json` describes.
+/// Builds what the model's `tokenizer.json` describes, control tokens in the vocabulary, so that all keep their ids.
+pub(super) fn byte_level_of(metadata: &Metadata) -> Result<tokenizers::Tokenizer, ModelError> {
+    let mut tokens = Tokens::read(metadata, [None, None, None])?;
+    for kind in tokens.types.iter_mut().filter(|kind| matches!(kind, TokenType::Control | TokenType::Unknown)) {
+        *kind = TokenType::Unused;
+    }
+    byte_level(metadata, &tokens, PreTokenizer::read(metadata)?)
+}
+
+/// Builds what the model's `tokenizer.json` describes, without its control tokens.
 fn byte_level(
     metadata: &Metadata,
     tokens: &Tokens<'_>,

@@ -1,0 +1,141 @@
+//! The entry points of training on [`Kernels`]: assert lengths, split the work over the pool.
+
+use super::attention::Attended;
+use super::table::TrainingTable;
+use super::{CausalAttention, Product};
+use crate::shared::SharedMut;
+use crate::table::Table;
+use crate::{Kernels, reduce};
+
+/// Elements that are worth a task: a few microseconds.
+const TASK_ELEMENTS: usize = 1 << 13;
+/// Logits whose exponentials are added up in single precision before the sum goes on in double.
+const SUM_LEN: usize = 1024;
+
+/// Rows of logits and the tokens that were to come.
+pub struct RowLosses<'a> {
+    /// Logits `(targets.len(), vocab)`; left as the gradient of each row's log-probability where `gradient` says so.
+    pub logits: &'a mut [f32],
+    /// The token that came after each row.
+    pub targets: &'a [u32],
+    /// Log-probability of each target.
+    pub logprobs: &'a mut [f32],
+    /// Whether `logits` becomes `onehot(target) - softmax(logits)`; otherwise what it holds afterwards means nothing.
+    pub gradient: bool,
+}
+
+impl Kernels {
+    fn training(&self) -> &'static TrainingTable {
+        TrainingTable::of(self.isa())
+    }
+
+    /// Computes `out = left right`, or adds it.
+    ///
+    /// **Shapes**: `out` `(m, n)`. **Panics** if a length does not fit, or weights with blocks of 256 are multiplied as stored.
+    pub fn product(&self, product: &Product<'_>, out: &mut [f32]) {
+        product.run((Table::of(self.isa()), self.training()), self.pool(), out);
+    }
+
+    /// Causal softmax attention of a whole ragged batch; `log_sums` is kept for the backward pass.
+    ///
+    /// **Shapes**: `out` as the queries, `log_sums` `(rows, heads)`. **Panics** if a length does not fit or the trees do not
+    /// cover the rows.
+    pub fn causal_attention(&self, args: &CausalAttention<'_>, out: &mut [f32], log_sums: &mut [f32]) {
+        args.forward(self.training(), self.pool(), out, log_sums);
+    }
+
+    /// The gradients of queries, keys and values, which are overwritten.
+    ///
+    /// **Panics** as [`Kernels::causal_attention`].
+    pub fn causal_attention_backward(
+        &self,
+        args: &CausalAttention<'_>,
+        attended: &Attended<'_>,
+        gradients: [&mut [f32]; 3],
+    ) {
+        args.backward(self.training(), self.pool(), attended, gradients);
+    }
+
+    /// Adds to `d_x` the gradient that goes through [`Kernels::rms_norm`].
+    ///
+    /// **Shapes**: `x`, `d_out`, `d_x` `(rows, weight.len())`. **Panics** if a length does not fit.
+    pub fn rms_norm_backward(&self, (x, weight, eps): (&[f32], &[f32], f32), d_out: &[f32], d_x: &mut [f32]) {
+        assert!(x.len() == d_out.len() && x.len() == d_x.len(), "rows of a norm");
+        let len = weight.len();
+        assert!(len > 0 && x.len().is_multiple_of(len), "{} elements in rows of {len}", x.len());
+        let (table, task_len) = (self.training(), TASK_ELEMENTS.next_multiple_of(len));
+        let total = x.len();
+        let d_x = SharedMut::new(d_x);
+        self.pool().run(total.div_ceil(task_len), |task| {
+            for at in (task * task_len..total.min((task + 1) * task_len)).step_by(len) {
+                let row = at..at + len;
+                // SAFETY: tasks have disjoint rows; the table is one that this processor can run.
+                unsafe {
+                    let d_x = d_x.part(row.clone());
+                    (table.rms_norm_backward)(&x[row.clone()], weight, &d_out[row], eps, d_x);
+                }
+            }
+        });
+    }
+
+    /// `out = silu(gate) * up`.
+    ///
+    /// **Panics** if the lengths differ.
+    pub fn swiglu_into(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && gate.len() == out.len(), "gate, up and output");
+        let (table, total) = (self.training(), out.len());
+        let out = SharedMut::new(out);
+        self.pool().run(total.div_ceil(TASK_ELEMENTS), |task| {
+            let range = task * TASK_ELEMENTS..total.min((task + 1) * TASK_ELEMENTS);
+            // SAFETY: tasks have disjoint ranges; the table is one that this processor can run.
+            unsafe { (table.swiglu)(&gate[range.clone()], &up[range.clone()], out.part(range)) };
+        });
+    }
+
+    /// Replaces gate and up by their gradients.
+    ///
+    /// **Panics** if the lengths differ.
+    pub fn swiglu_backward(&self, gate: &mut [f32], up: &mut [f32], d_out: &[f32]) {
+        assert!(gate.len() == up.len() && gate.len() == d_out.len(), "gate, up and gradient");
+        let (table, total) = (self.training(), d_out.len());
+        let (gate, up) = (SharedMut::new(gate), SharedMut::new(up));
+        self.pool().run(total.div_ceil(TASK_ELEMENTS), |task| {
+            let range = task * TASK_ELEMENTS..total.min((task + 1) * TASK_ELEMENTS);
+            // SAFETY: as in `swiglu_into`.
+            unsafe { (table.swiglu_backward)(gate.part(range.clone()), up.part(range.clone()), &d_out[range]) };
+        });
+    }
+
+    /// Log-probabilities of the targets, and their gradients.
+    ///
+    /// **Panics** if a length does not fit or a target is outside the vocabulary.
+    pub fn row_losses(&self, losses: RowLosses<'_>) {
+        let RowLosses { logits, targets, logprobs, gradient } = losses;
+        let vocab = logits.len() / targets.len().max(1);
+        assert!(logits.len() == vocab * targets.len() && logprobs.len() == targets.len(), "rows of logits");
+        let table = self.training();
+        let (logits, logprobs) = (SharedMut::new(logits), SharedMut::new(logprobs));
+        self.pool().run(targets.len(), |row| {
+            // SAFETY: tasks have disjoint rows.
+            let (logits, logprob) =
+                unsafe { (logits.part(row * vocab..(row + 1) * vocab), logprobs.part(row..row + 1)) };
+            logprob[0] = row_loss(table, logits, targets[row] as usize, gradient);
+        });
+    }
+}
+
+fn row_loss(table: &TrainingTable, logits: &mut [f32], target: usize, gradient: bool) -> f32 {
+    let max = reduce::max(logits);
+    let logit = f64::from(logits[target]);
+    let mut sum = 0.0_f64;
+    for part in logits.chunks_mut(SUM_LEN) {
+        // SAFETY: `Kernels` chose the table among those that this processor can run.
+        sum += f64::from(unsafe { (table.exp_sum)(part, 1.0, max) });
+    }
+    if gradient {
+        // SAFETY: as above.
+        unsafe { (table.scale)(logits, (-1.0 / sum) as f32) };
+        logits[target] += 1.0;
+    }
+    (logit - f64::from(max) - sum.ln()) as f32
+}

@@ -1,0 +1,23 @@
+//! What training needs beyond serving: products in every orientation, attention over whole ragged batches with its backward
+//! pass, and the backward passes of norm, SwiGLU and cross-entropy.
+//!
+//! **Determinism.** As everywhere in this crate a number depends on its row alone, and a sum over rows walks them in order, so
+//! that a result does not depend on the number of threads. Weights stay as they are stored: a panel of them is decoded when
+//! it is multiplied, so `f32`, `bf16` and block formats take the same path.
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod entry;
+mod pack;
+mod product;
+mod scalar;
+mod table;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use attention::{Attended, CausalAttention, Segment, Tree};
+pub use entry::RowLosses;
+pub use product::{Product, Right};
+pub use view::View;

@@ -1,0 +1,123 @@
+//! The meaning of the training kernels.
+
+use super::table::{PANEL_COLS, Tile, TileOut};
+
+/// Partial sums of a dot product.
+const LANES: usize = 16;
+
+/// Each sum is added up along the depth, in order.
+pub(super) fn tile(tile: &Tile<'_>, out: &mut TileOut) {
+    tile.check();
+    for (i, out) in out.chunks_exact_mut(PANEL_COLS).take(tile.num_rows).enumerate() {
+        out.fill(0.0);
+        for (k, panel) in tile.panel.chunks_exact(PANEL_COLS).take(tile.depth).enumerate() {
+            let left = tile.left[i * tile.row_stride + k * tile.col_stride];
+            for (out, right) in out.iter_mut().zip(panel) {
+                *out += left * right;
+            }
+        }
+    }
+}
+
+/// Transposes 16 rows into a panel.
+pub(super) fn transpose(rows: &[f32], stride: usize, len: usize, panel: &mut [f32]) {
+    assert!(panel.len() >= len * PANEL_COLS && rows.len() >= (PANEL_COLS - 1) * stride + len, "16 rows of {len}");
+    for (k, out) in panel.chunks_exact_mut(PANEL_COLS).take(len).enumerate() {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = rows[i * stride + k];
+        }
+    }
+}
+
+/// `x = exp(x * scale - shift)`; returns the sum.
+pub(super) fn exp_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
+    let mut sum = 0.0;
+    for x in x {
+        *x = (*x * scale - shift).exp();
+        sum += *x;
+    }
+    sum
+}
+
+/// `x *= factor`.
+#[inline(always)]
+pub(super) fn scale(x: &mut [f32], factor: f32) {
+    for x in x {
+        *x *= factor;
+    }
+}
+
+/// The dot product, in sixteen partial sums.
+#[inline(always)]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "factors of a dot product");
+    let mut lanes = [0.0; LANES];
+    let (a_whole, a_rest) = a.as_chunks::<LANES>();
+    let (b_whole, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_whole.iter().zip(b_whole) {
+        for i in 0..LANES {
+            lanes[i] += a[i] * b[i];
+        }
+    }
+    for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *lane += a * b;
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The gradient of softmax: `p (dp - delta)`, times the scale of the scores.
+#[inline(always)]
+pub(super) fn softmax_backward(p: &mut [f32], dp: &[f32], delta: f32, scale: f32) {
+    assert_eq!(p.len(), dp.len(), "probabilities and their gradients");
+    for (p, dp) in p.iter_mut().zip(dp) {
+        *p = *p * (dp - delta) * scale;
+    }
+}
+
+/// `out = silu(gate) * up`.
+pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == up.len() && gate.len() == out.len(), "gate, up and output");
+    for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+        *out = gate / (1.0 + (-gate).exp()) * up;
+    }
+}
+
+/// With `s = sigmoid(gate)`: `d_up = d gate s` and `d_gate = d up s (1 + gate (1 - s))`.
+pub(super) fn swiglu_backward(gate: &mut [f32], up: &mut [f32], d_out: &[f32]) {
+    assert!(gate.len() == up.len() && gate.len() == d_out.len(), "gate, up and gradient");
+    for ((gate, up), d) in gate.iter_mut().zip(up).zip(d_out) {
+        let (g, u) = (*gate, *up);
+        let s = 1.0 / (1.0 + (-g).exp());
+        *up = d * g * s;
+        *gate = d * u * s * (1.0 + g * (1.0 - s));
+    }
+}
+
+/// With `f = 1 / sqrt(mean(x^2) + eps)` and `g = d_out * weight`: `d_x += f g - x f^3 mean(g x)`.
+pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], d_out: &[f32], eps: f32, d_x: &mut [f32]) {
+    let square = dot(x, x) / x.len() as f32;
+    let mut lanes = [0.0_f32; LANES];
+    for (i, ((x, w), d)) in x.iter().zip(weight).zip(d_out).enumerate() {
+        lanes[i % LANES] += x * w * d;
+    }
+    let mean = lanes.iter().sum::<f32>() / x.len() as f32;
+    rms_norm_apply((x, weight, d_out), 1.0 / (square + eps).sqrt(), mean, d_x);
+}
+
+/// The second half of [`rms_norm_backward`].
+#[inline(always)]
+pub(super) fn rms_norm_apply((x, weight, d_out): (&[f32], &[f32], &[f32]), factor: f32, mean: f32, d_x: &mut [f32]) {
+    let len = x.len();
+    assert!(weight.len() == len && d_out.len() == len && d_x.len() == len, "a row of a norm");
+    let along = factor * factor * factor * mean;
+    for i in 0..len {
+        d_x[i] += factor * (d_out[i] * weight[i]) - x[i] * along;
+    }
+}

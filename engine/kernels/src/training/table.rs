@@ -1,0 +1,98 @@
+//! The functions of one instruction set for training, as `crate::table` for serving.
+
+use super::scalar;
+use crate::Isa;
+
+/// Rows of the left factor that are multiplied together.
+pub(super) const TILE_ROWS: usize = 6;
+/// Columns of the right factor that are multiplied together: the width of a packed panel.
+pub(super) const PANEL_COLS: usize = 16;
+
+/// The sums of a tile, row by row.
+pub(super) type TileOut = [f32; TILE_ROWS * PANEL_COLS];
+
+/// Up to [`TILE_ROWS`] rows of the left factor and a panel of the right one.
+pub(super) struct Tile<'a> {
+    /// The left factor; element `(i, k)` is at `i * row_stride + k * col_stride`.
+    pub(super) left: &'a [f32],
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
+    /// 1 to [`TILE_ROWS`].
+    pub(super) num_rows: usize,
+    /// `(depth, PANEL_COLS)`.
+    pub(super) panel: &'a [f32],
+    pub(super) depth: usize,
+}
+
+impl Tile<'_> {
+    /// Asserts that every element lies in its slice.
+    #[inline(always)]
+    pub(super) fn check(&self) {
+        assert!((1..=TILE_ROWS).contains(&self.num_rows), "a tile of {} rows", self.num_rows);
+        assert!(self.panel.len() >= self.depth * PANEL_COLS, "a panel is shorter than its depth");
+        if let Some(last) = self.depth.checked_sub(1) {
+            let end = (self.num_rows - 1) * self.row_stride + last * self.col_stride;
+            assert!(end < self.left.len(), "the left factor of a tile is too short");
+        }
+    }
+}
+
+/// One function per kernel. Every function is unsafe to call for one reason: the processor must have the instruction set.
+pub(super) struct TrainingTable {
+    /// Overwrites the sums of a tile: each is added up along the depth, in order.
+    pub(super) tile: unsafe fn(&Tile<'_>, &mut TileOut),
+    /// Transposes 16 rows of `len` floats (`stride` apart) into a panel `(len, 16)`.
+    pub(super) transpose: unsafe fn(&[f32], usize, usize, &mut [f32]),
+    /// `x = exp(x * scale - shift)`; returns the sum.
+    pub(super) exp_sum: unsafe fn(&mut [f32], f32, f32) -> f32,
+    /// `x *= factor`.
+    pub(super) scale: unsafe fn(&mut [f32], f32),
+    /// The dot product.
+    pub(super) dot: unsafe fn(&[f32], &[f32]) -> f32,
+    /// `p = p * (dp - delta) * scale`.
+    pub(super) softmax_backward: unsafe fn(&mut [f32], &[f32], f32, f32),
+    /// `out = silu(gate) * up`.
+    pub(super) swiglu: unsafe fn(&[f32], &[f32], &mut [f32]),
+    /// From `d_out` to `d_gate` (over `gate`) and `d_up` (over `up`).
+    pub(super) swiglu_backward: unsafe fn(&mut [f32], &mut [f32], &[f32]),
+    /// Adds the gradient of one row's norm: `(x, weight, d_out, eps, d_x)`.
+    pub(super) rms_norm_backward: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
+}
+
+impl TrainingTable {
+    /// The table of `isa`, which the caller has found available.
+    pub(super) fn of(isa: Isa) -> &'static TrainingTable {
+        match isa {
+            Isa::Scalar => &SCALAR,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => &AVX2,
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => unreachable!("invariant: `{isa}` is never available here"),
+        }
+    }
+}
+
+static SCALAR: TrainingTable = TrainingTable {
+    tile: scalar::tile,
+    transpose: scalar::transpose,
+    exp_sum: scalar::exp_sum,
+    scale: scalar::scale,
+    dot: scalar::dot,
+    softmax_backward: scalar::softmax_backward,
+    swiglu: scalar::swiglu,
+    swiglu_backward: scalar::swiglu_backward,
+    rms_norm_backward: scalar::rms_norm_backward,
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX2: TrainingTable = TrainingTable {
+    tile: super::avx2::tile,
+    transpose: super::avx2::transpose,
+    exp_sum: super::avx2::exp_sum,
+    scale: super::avx2::scale,
+    dot: super::avx2::dot,
+    softmax_backward: super::avx2::softmax_backward,
+    swiglu: super::avx2::swiglu,
+    swiglu_backward: super::avx2::swiglu_backward,
+    rms_norm_backward: super::avx2::rms_norm_backward,
+};

@@ -1,0 +1,255 @@
+//! Training kernels: every instruction set against double precision, gradients against finite differences in double precision,
+//! and the same bits on any number of threads.
+
+use proptest::prelude::*;
+
+use super::{Attended, CausalAttention, Product, Right, RowLosses, Segment, Tree, View};
+use crate::samples::{Random, available_isas, bits};
+use crate::{DType, Kernels, Matrix};
+
+fn product(kernels: &Kernels, left: View<'_>, right: Right<'_>, cols: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; left.rows() * cols];
+    kernels.product(&Product { left, right, accumulate: false }, &mut out);
+    out
+}
+
+/// The product of row-major `(m, k)` and `(k, n)` in double precision.
+fn reference(left: &[f32], right: &[f32], (rows, depth, cols): (usize, usize, usize)) -> Vec<f64> {
+    let term = |i: usize, j: usize, k: usize| f64::from(left[i * depth + k]) * f64::from(right[k * cols + j]);
+    (0..rows * cols).map(|at| (0..depth).map(|k| term(at / cols, at % cols, k)).sum()).collect()
+}
+
+fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..rows * cols).map(|at| values[at % rows * cols + at / rows]).collect()
+}
+
+fn decoded(w: &Matrix) -> Vec<f32> {
+    let mut values = vec![0.0; w.rows() * w.cols()];
+    values.chunks_exact_mut(w.cols()).enumerate().for_each(|(row, out)| w.dequantize_row(row, out));
+    values
+}
+
+fn assert_near(found: &[f32], expected: &[f64], bound: f64, what: &str) {
+    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((f64::from(*found) - expected).abs() <= bound, "{what} at {at}: {found} not {expected}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Terms are below 1 (weights of block formats below 2), so `depth * eps * 4` bounds the error of a sum in any order.
+    #[test]
+    fn products_of_floats_are_near_double_precision(
+        (rows, depth, cols) in (1_usize..20, prop_oneof![1_usize..40, 250_usize..262], 1_usize..70),
+        seed in any::<u64>(),
+    ) {
+        let mut random = Random(seed);
+        let (left, right) = (random.floats(rows * depth), random.floats(depth * cols));
+        let expected = reference(&left, &right, (rows, depth, cols));
+        let (left_t, right_t) = (transposed(&left, rows, depth), transposed(&right, depth, cols));
+        let bound = depth as f64 * f64::from(f32::EPSILON) * 4.0;
+        for isa in available_isas() {
+            let kernels = Kernels::with_isa(isa, 2).unwrap();
+            for left in [View::new(&left, rows, depth), View::new(&left_t, depth, rows).transposed()] {
+                for right in [View::new(&right, depth, cols), View::new(&right_t, cols, depth).transposed()] {
+                    assert_near(&product(&kernels, left, Right::Floats(right), cols), &expected, bound, "floats");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_with_weights_are_near_double_precision(
+        dtype in prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16, DType::Q8_0, DType::Q4_0, DType::Q4_1]),
+        (rows, w_rows, w_blocks) in (1_usize..20, prop_oneof![1_usize..40, 250_usize..300], 1_usize..10),
+        seed in any::<u64>(),
+    ) {
+        let mut random = Random(seed);
+        let w_cols = w_blocks * 32;
+        let w = random.matrix(dtype, w_rows, w_cols);
+        let values = decoded(&w);
+        let (x, d) = (random.floats(rows * w_cols), random.floats(rows * w_rows));
+        let forward = reference(&x, &transposed(&values, w_rows, w_cols), (rows, w_cols, w_rows));
+        let backward = reference(&d, &values, (rows, w_rows, w_cols));
+        let bound = w_rows.max(w_cols) as f64 * f64::from(f32::EPSILON) * 8.0;
+        for isa in available_isas() {
+            let kernels = Kernels::with_isa(isa, 2).unwrap();
+            let found = product(&kernels, View::new(&x, rows, w_cols), Right::Transposed(&w), w_rows);
+            assert_near(&found, &forward, bound, "forward");
+            let found = product(&kernels, View::new(&d, rows, w_rows), Right::Weights(&w), w_cols);
+            assert_near(&found, &backward, bound, "backward");
+        }
+    }
+}
+
+#[test]
+fn a_product_has_the_same_bits_on_any_number_of_threads_and_in_any_batch() {
+    let mut random = Random(3);
+    let (rows, cols) = (331, 576);
+    let w = random.matrix(DType::Bf16, 203, cols);
+    let x = random.floats(rows * cols);
+    for isa in available_isas() {
+        let run = |threads: usize, rows: usize| {
+            let kernels = Kernels::with_isa(isa, threads).unwrap();
+            bits(&product(&kernels, View::new(&x[..rows * cols], rows, cols), Right::Transposed(&w), 203))
+        };
+        let all = run(1, rows);
+        assert!(all == run(2, rows) && all == run(3, rows), "{isa}");
+        assert_eq!(all[..7 * 203], run(2, 7), "{isa}");
+    }
+}
+
+#[test]
+fn a_product_is_added_where_asked() {
+    let kernels = Kernels::new(2).unwrap();
+    let mut out = [1.0, 2.0];
+    let (left, right) = (View::new(&[3.0], 1, 1), Right::Floats(View::new(&[4.0, 5.0], 1, 2)));
+    kernels.product(&Product { left, right, accumulate: true }, &mut out);
+    assert_eq!(out, [13.0, 17.0]);
+    kernels.product(&Product { left, right, accumulate: false }, &mut out);
+    assert_eq!(out, [12.0, 15.0]);
+}
+
+/// A prompt with two answers, a plain sequence longer than a block of queries, and a lone row.
+fn trees() -> Vec<Tree> {
+    let segment = |rows, prefix| Segment { rows, prefix };
+    let pair = Tree { segments: vec![segment(0..5, 0..0), segment(5..9, 0..5), segment(9..16, 0..5)] };
+    vec![pair, Tree::sequence(16..75), Tree::sequence(75..76)]
+}
+
+const ROWS: usize = 76;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 6;
+const SCALE: f32 = 0.4;
+
+fn context(row: usize, window: Option<usize>) -> Vec<usize> {
+    let trees = trees();
+    let segment = trees.iter().flat_map(|tree| &tree.segments).find(|s| s.rows.contains(&row)).unwrap();
+    let seen: Vec<usize> = segment.prefix.clone().chain(segment.rows.start..row + 1).collect();
+    seen[window.map_or(0, |window| seen.len().saturating_sub(window))..].to_vec()
+}
+
+/// Attention of one row and head in double precision.
+fn naive(q: &[f64], k: &[f64], v: &[f64], (row, head, window): (usize, usize, Option<usize>)) -> Vec<f64> {
+    let kv_head = head / (HEADS / KV_HEADS);
+    let q = &q[(row * HEADS + head) * HEAD_DIM..][..HEAD_DIM];
+    let at = |row: usize| (row * KV_HEADS + kv_head) * HEAD_DIM;
+    let seen = context(row, window);
+    let score = |&row: &usize| q.iter().zip(&k[at(row)..]).map(|(a, b)| a * b).sum::<f64>() * f64::from(SCALE);
+    let weights: Vec<f64> = seen.iter().map(|row| score(row).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    (0..HEAD_DIM).map(|i| seen.iter().zip(&weights).map(|(&row, w)| w * v[at(row) + i]).sum::<f64>() / total).collect()
+}
+
+#[test]
+fn attention_and_its_gradient_match_double_precision() {
+    let mut random = Random(11);
+    let lens = [ROWS * HEADS * HEAD_DIM, ROWS * KV_HEADS * HEAD_DIM, ROWS * KV_HEADS * HEAD_DIM];
+    let inputs = lens.map(|len| random.floats(len));
+    let wide = inputs.clone().map(|x| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>());
+    let d_out = random.floats(lens[0]);
+    let trees = trees();
+    for (isa, window) in available_isas().into_iter().flat_map(|isa| [(isa, None), (isa, Some(3))]) {
+        let row_out = |x: &[Vec<f64>; 3], row: usize| -> Vec<f64> {
+            (0..HEADS).flat_map(|head| naive(&x[0], &x[1], &x[2], (row, head, window))).collect()
+        };
+        let loss = |x: &[Vec<f64>; 3]| -> f64 {
+            let out = (0..ROWS).flat_map(|row| row_out(x, row));
+            out.zip(&d_out).map(|(out, d)| out * f64::from(*d)).sum()
+        };
+        let kernels = Kernels::with_isa(isa, 2).unwrap();
+        let (heads, kv_heads, head_dim) = (HEADS, KV_HEADS, HEAD_DIM);
+        let [q, k, v] = &inputs;
+        let args = CausalAttention { q, k, v, heads, kv_heads, head_dim, scale: SCALE, window, trees: &trees };
+        let (mut out, mut log_sums) = (vec![f32::NAN; lens[0]], vec![f32::NAN; ROWS * HEADS]);
+        kernels.causal_attention(&args, &mut out, &mut log_sums);
+        let expected: Vec<f64> = (0..ROWS).flat_map(|row| row_out(&wide, row)).collect();
+        assert_near(&out, &expected, 1e-5, "output");
+        let mut found = lens.map(|len| vec![f32::NAN; len]);
+        let [d_q, d_k, d_v] = &mut found;
+        let attended = Attended { out: &out, log_sums: &log_sums, d_out: &d_out };
+        kernels.causal_attention_backward(&args, &attended, [d_q, d_k, d_v]);
+        const STEP: f64 = 1e-5;
+        for input in 0..3 {
+            for at in (0..lens[input]).step_by(7) {
+                let moved = |by: f64| {
+                    let mut x = wide.clone();
+                    x[input][at] += by;
+                    loss(&x)
+                };
+                let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                let error = (f64::from(found[input][at]) - expected).abs();
+                assert!(error < 2e-5, "{isa}, input {input} at {at}: {} not {expected}", found[input][at]);
+            }
+        }
+    }
+}
+
+/// Central differences of `loss` at `x`.
+fn slopes(x: &[f32], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    const STEP: f64 = 1e-5;
+    let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let moved = |at: usize, by: f64| {
+        let mut x = x.clone();
+        x[at] += by;
+        loss(&x)
+    };
+    (0..x.len()).map(|at| (moved(at, STEP) - moved(at, -STEP)) / (2.0 * STEP)).collect()
+}
+
+#[test]
+fn elementwise_gradients_match_finite_differences() {
+    let mut random = Random(5);
+    const EPS: f64 = 1e-5;
+    for (isa, len) in available_isas().into_iter().flat_map(|isa| [(isa, 7), (isa, 37)]) {
+        let kernels = Kernels::with_isa(isa, 2).unwrap();
+        let [x, up, weight, d_out] = [0; 4].map(|_| random.floats(len));
+        let weighted = |out: f64, at: usize| out * f64::from(d_out[at]);
+        let norm_loss = |x: &[f64]| {
+            let factor = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / len as f64 + EPS).sqrt();
+            (0..len).map(|at| weighted(x[at] * factor * f64::from(weight[at]), at)).sum()
+        };
+        let mut d_x = vec![0.5; len];
+        kernels.rms_norm_backward((&x, &weight, EPS as f32), &d_out, &mut d_x);
+        let expected: Vec<f64> = slopes(&x, norm_loss).into_iter().map(|d| d + 0.5).collect();
+        assert_near(&d_x, &expected, 1e-5, "norm");
+
+        let silu = |x: f64| x / (1.0 + (-x).exp());
+        let mut out = vec![0.0; len];
+        kernels.swiglu_into(&x, &up, &mut out);
+        let expected: Vec<f64> = (0..len).map(|at| silu(f64::from(x[at])) * f64::from(up[at])).collect();
+        assert_near(&out, &expected, 1e-6, "swiglu");
+        let (mut d_gate, mut d_up) = (x.clone(), up.clone());
+        kernels.swiglu_backward(&mut d_gate, &mut d_up, &d_out);
+        let by_gate = |g: &[f64]| (0..len).map(|at| weighted(silu(g[at]) * f64::from(up[at]), at)).sum();
+        assert_near(&d_gate, &slopes(&x, by_gate), 1e-5, "gate");
+        let by_up = |u: &[f64]| (0..len).map(|at| weighted(silu(f64::from(x[at])) * u[at], at)).sum();
+        assert_near(&d_up, &slopes(&up, by_up), 1e-5, "up");
+    }
+}
+
+#[test]
+fn losses_of_rows_and_their_gradients() {
+    let mut random = Random(7);
+    let (vocab, targets) = (2100, [3_u32, 2099]);
+    let logits: Vec<f32> = random.floats(2 * vocab).into_iter().map(|x| x * 4.0).collect();
+    let log_prob = |x: &[f64], target: u32| x[target as usize] - x.iter().map(|x| x.exp()).sum::<f64>().ln();
+    for isa in available_isas() {
+        let kernels = Kernels::with_isa(isa, 2).unwrap();
+        let (mut gradient, mut logprobs) = (logits.clone(), [0.0; 2]);
+        let (logits_mut, out) = (&mut gradient, &mut logprobs);
+        kernels.row_losses(RowLosses { logits: logits_mut, targets: &targets, logprobs: out, gradient: true });
+        for (row, &target) in targets.iter().enumerate() {
+            let range = row * vocab..row * vocab + vocab;
+            let wide: Vec<f64> = logits[range.clone()].iter().map(|&x| f64::from(x)).collect();
+            let expected = log_prob(&wide, target);
+            assert!((f64::from(logprobs[row]) - expected).abs() < 2e-6, "{} not {expected}", logprobs[row]);
+            let total: f64 = wide.iter().map(|x| x.exp()).sum();
+            let softmax = |at: usize| f64::from(u8::from(at == target as usize)) - wide[at].exp() / total;
+            let expected: Vec<f64> = (0..vocab).map(softmax).collect();
+            assert_near(&gradient[range], &expected, 1e-6, "gradient");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The training pass: a whole forward and backward pass over plain slices, the base frozen, gradients for the adapter alone.
+//!
+//! Shape letters are those of `engine/model/src/lib.rs`; `S` is the number of predictions that count. [`Pass::forward`] keeps what the
+//! backward pass needs: the rows between the blocks, q, k, v, the output of attention, gate and up. Norms, SwiGLU and probabilities
+//! are computed again. With checkpointing only the rows between the layers are kept, and each layer runs twice.
+//!
+//! The head is fused: hidden states become log-probabilities *and* their unit gradients in chunks, so tokens x vocabulary is never
+//! held. A loss only scales the unit gradients ([`Pass::backward`] takes one factor for each prediction), whatever its kind.
+
+mod backward;
+mod forward;
+mod head;
+mod linear;
+
+use bespoke_kernels::CausalAttention;
+
+use crate::base::Base;
+use crate::batch::Batch;
+use crate::lora::Lora;
+use crate::random::Dropout;
+
+/// Runs batches through a frozen model with an adapter. Buffers grow to the largest batch and stay.
+pub struct Pass<'a> {
+    base: &'a Base,
+    checkpointing: bool,
+    layers: Vec<Kept>,
+    head: head::Kept,
+    work: Work,
+}
+
+/// What a layer leaves for its backward pass.
+#[derive(Default)]
+struct Kept {
+    /// Rows before the layer `(T, D)`.
+    x: Vec<f32>,
+    /// Rows between attention and feed-forward block `(T, D)`.
+    middle: Vec<f32>,
+    /// `(T, H, E)`, rotated.
+    q: Vec<f32>,
+    /// `(T, K, E)`, rotated.
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// q and k before the norms of their heads (Qwen3).
+    raw: [Vec<f32>; 2],
+    /// Output of attention `(T, H, E)`.
+    heads: Vec<f32>,
+    /// `(T, H)`.
+    log_sums: Vec<f32>,
+    /// `(T, F)`.
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// `scale A x` of each module that has factors, by `Target::index`: `(T, r)`.
+    low: [Vec<f32>; 7],
+}
+
+/// Buffers that live within one call.
+#[derive(Default)]
+struct Work {
+    /// Rows on their way, or their gradient `(T, D)`.
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    d_normed: Vec<f32>,
+    wide: Vec<f32>,
+    d_gate: Vec<f32>,
+    d_up: Vec<f32>,
+    d_heads: Vec<f32>,
+    d_q: Vec<f32>,
+    d_k: Vec<f32>,
+    d_v: Vec<f32>,
+    /// Inputs of factors with dropout, and gradients on their way back.
+    dropped: Vec<f32>,
+    d_low: Vec<f32>,
+}
+
+/// An adapter in use, and what is dropped of its inputs.
+#[derive(Clone, Copy)]
+pub struct Adapted<'a> {
+    /// The adapter.
+    pub lora: &'a Lora,
+    /// `None` for evaluation.
+    pub dropout: Option<Dropout>,
+}
+
+impl<'a> Adapted<'a> {
+    /// The adapter without dropout.
+    pub fn plain(lora: &'a Lora) -> Adapted<'a> {
+        Adapted { lora, dropout: None }
+    }
+}
+
+impl<'a> Pass<'a> {
+    /// Prepares a pass over a model.
+    pub fn new(base: &'a Base, checkpointing: bool) -> Pass<'a> {
+        let num_kept = if checkpointing { 1 } else { base.layers.len() };
+        let layers = (0..num_kept.max(1)).map(|_| Kept::default()).collect();
+        Pass { base, checkpointing, layers, head: head::Kept::default(), work: Work::default() }
+    }
+
+    /// The model.
+    pub fn base(&self) -> &'a Base {
+        self.base
+    }
+
+    fn attention<'b>(&self, kept: &'b Kept, batch: &'b Batch, layer: usize) -> CausalAttention<'b> {
+        let config = &self.base.config;
+        CausalAttention {
+            q: &kept.q,
+            k: &kept.k,
+            v: &kept.v,
+            heads: config.num_heads,
+            kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            scale: 1.0 / (config.head_dim as f32).sqrt(),
+            window: config.layer_windows[layer],
+            trees: &batch.trees,
+        }
+    }
+}
+
+/// Makes a buffer `len` long; what it holds means nothing.
+fn size(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    buffer.resize(len, 0.0);
+    buffer
+}

@@ -1,0 +1,126 @@
+//! The backward pass: from one factor for each prediction to the gradients of the adapter.
+
+use bespoke_kernels::Attended;
+
+use super::linear::{Buffers, Inputs, Module};
+use super::{Adapted, Kept, Pass, size};
+use crate::batch::Batch;
+use crate::target::Target;
+
+impl Pass<'_> {
+    /// Adds to `gradients` the gradient of `sum(factors * logprobs)` by the adapter's values; [`Pass::forward`] ran last, with
+    /// the same batch and adapter.
+    ///
+    /// **Panics** if `factors` is not one number for each prediction, or `gradients` not one for each value.
+    pub fn backward(&mut self, batch: &Batch, adapted: Adapted<'_>, factors: &[f32], gradients: &mut [f32]) {
+        assert_eq!(factors.len(), batch.scored.len(), "factors of predictions");
+        assert_eq!(gradients.len(), adapted.lora.values.len(), "gradients of the adapter");
+        self.score_backward(batch, factors);
+        for layer in (0..self.base.layers.len()).rev() {
+            let kept = self.kept(layer, batch, adapted);
+            self.feed_forward_backward(layer, &kept, adapted, gradients);
+            self.attend_backward(layer, batch, (&kept, adapted), gradients);
+            let place = if self.checkpointing { self.base.layers.len() } else { layer };
+            self.layers[place] = kept;
+        }
+    }
+
+    /// What the layer has kept; with checkpointing it runs again, and the gradient waits beside.
+    fn kept(&mut self, layer: usize, batch: &Batch, adapted: Adapted<'_>) -> Kept {
+        if !self.checkpointing {
+            return std::mem::take(&mut self.layers[layer]);
+        }
+        let last = self.base.layers.len();
+        let mut kept = std::mem::take(&mut self.layers[last]);
+        let gradient = std::mem::replace(&mut self.work.x, std::mem::take(&mut self.layers[layer].x));
+        self.layer(layer, batch, Some(adapted), &mut kept);
+        self.layers[layer].x = std::mem::replace(&mut self.work.x, gradient);
+        kept
+    }
+
+    fn feed_forward_backward(&mut self, layer: usize, kept: &Kept, adapted: Adapted<'_>, gradients: &mut [f32]) {
+        let (base, config, weights) = (self.base, &self.base.config, &self.base.layers[layer]);
+        let kernels = &base.kernels;
+        let module =
+            |target: Target| Module::new(kernels, &weights.linears[target.index()], Some(adapted), (layer, target));
+        let work = &mut self.work;
+        let rows = work.x.len() / config.hidden_size;
+        let wide = size(&mut work.wide, rows * config.intermediate_size);
+        let down = module(Target::Down);
+        if down.adapted.is_some() {
+            kernels.swiglu_into(&kept.gate, &kept.up, wide);
+        }
+        let d_wide = size(&mut work.d_heads, rows * config.intermediate_size);
+        let inputs = Inputs { x: wide, low: &kept.low[Target::Down.index()], d_out: &work.x };
+        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
+        down.backward(&inputs, Some((d_wide, false)), gradients, buffers);
+        work.d_gate.clone_from(&kept.gate);
+        work.d_up.clone_from(&kept.up);
+        kernels.swiglu_backward(&mut work.d_gate, &mut work.d_up, d_wide);
+        let (gate, up) = (module(Target::Gate), module(Target::Up));
+        let normed = size(&mut work.normed, work.x.len());
+        if gate.adapted.is_some() || up.adapted.is_some() {
+            kernels.rms_norm(&kept.middle, &weights.ffn_norm, config.norm_eps, normed);
+        }
+        let d_normed = size(&mut work.d_normed, work.x.len());
+        for (module, target, d_out, add) in
+            [(gate, Target::Gate, &work.d_gate, false), (up, Target::Up, &work.d_up, true)]
+        {
+            let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
+            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
+            module.backward(&inputs, Some((d_normed, add)), gradients, buffers);
+        }
+        kernels.rms_norm_backward((&kept.middle, &weights.ffn_norm, config.norm_eps), d_normed, &mut work.x);
+    }
+
+    fn attend_backward(
+        &mut self,
+        layer: usize,
+        batch: &Batch,
+        (kept, adapted): (&Kept, Adapted<'_>),
+        gradients: &mut [f32],
+    ) {
+        let (base, config, weights) = (self.base, &self.base.config, &self.base.layers[layer]);
+        let kernels = &base.kernels;
+        let module =
+            |target: Target| Module::new(kernels, &weights.linears[target.index()], Some(adapted), (layer, target));
+        let args = self.attention(kept, batch, layer);
+        let work = &mut self.work;
+        let d_heads = size(&mut work.d_heads, kept.heads.len());
+        let inputs = Inputs { x: &kept.heads, low: &kept.low[Target::O.index()], d_out: &work.x };
+        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
+        module(Target::O).backward(&inputs, Some((d_heads, false)), gradients, buffers);
+        let attended = Attended { out: &kept.heads, log_sums: &kept.log_sums, d_out: d_heads };
+        let (d_q, d_k) = (size(&mut work.d_q, kept.q.len()), size(&mut work.d_k, kept.k.len()));
+        let d_v = size(&mut work.d_v, kept.v.len());
+        kernels.causal_attention_backward(&args, &attended, [d_q, d_k, d_v]);
+        kernels.rope(&base.rope_inverse, &batch.positions, config.num_heads, d_q);
+        kernels.rope(&base.rope_inverse, &batch.positions, config.num_kv_heads, d_k);
+        if let Some(norms) = &weights.head_norms {
+            for ((raw, d), norm) in kept.raw.iter().zip([&mut work.d_q, &mut work.d_k]).zip(norms) {
+                let d_raw = size(&mut work.wide, d.len());
+                d_raw.fill(0.0);
+                kernels.rms_norm_backward((raw, norm, config.norm_eps), d, d_raw);
+                d.copy_from_slice(d_raw);
+            }
+        }
+        let normed = size(&mut work.normed, work.x.len());
+        kernels.rms_norm(&kept.x, &weights.attn_norm, config.norm_eps, normed);
+        let d_normed = size(&mut work.d_normed, work.x.len());
+        // Below the first layer nothing is trained, so nothing there needs a gradient.
+        let goes_on = layer > 0;
+        for (target, d_out) in [(Target::Q, &work.d_q), (Target::K, &work.d_k), (Target::V, &work.d_v)] {
+            let module = module(target);
+            if !goes_on && module.adapted.is_none() {
+                continue;
+            }
+            let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
+            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
+            let d_x = goes_on.then_some((&mut *d_normed, target != Target::Q));
+            module.backward(&inputs, d_x, gradients, buffers);
+        }
+        if goes_on {
+            kernels.rms_norm_backward((&kept.x, &weights.attn_norm, config.norm_eps), d_normed, &mut work.x);
+        }
+    }
+}

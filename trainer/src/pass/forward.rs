@@ -1,0 +1,111 @@
+//! The forward pass.
+
+use super::linear::Module;
+use super::{Adapted, Kept, Pass, size};
+use crate::batch::Batch;
+use crate::target::Target;
+
+/// Modules whose backward pass needs no more than others keep anyway.
+const FEED_FORWARD: [Target; 2] = [Target::Gate, Target::Up];
+
+impl Pass<'_> {
+    /// Computes the log-probability of every prediction that counts, and keeps what [`Pass::backward`] needs.
+    pub fn forward(&mut self, batch: &Batch, adapted: Option<Adapted<'_>>) -> Vec<f32> {
+        self.run(batch, adapted, true)
+    }
+
+    /// Computes the log-probabilities alone.
+    pub fn logprobs(&mut self, batch: &Batch, adapted: Option<Adapted<'_>>) -> Vec<f32> {
+        self.run(batch, adapted, false)
+    }
+
+    fn run(&mut self, batch: &Batch, adapted: Option<Adapted<'_>>, gradient: bool) -> Vec<f32> {
+        self.embed(batch);
+        let num_layers = self.base.layers.len();
+        let keeps_all = gradient && !self.checkpointing;
+        if gradient && self.checkpointing {
+            self.layers.resize_with(num_layers + 1, Kept::default);
+        }
+        for layer in 0..num_layers {
+            // Without a backward pass, and with checkpointing, layers share the last place.
+            let place = if keeps_all { layer } else { self.layers.len() - 1 };
+            let mut kept = std::mem::take(&mut self.layers[place]);
+            if gradient && self.checkpointing {
+                self.layers[layer].x.clone_from(&self.work.x);
+            }
+            self.layer(layer, batch, adapted, &mut kept);
+            self.layers[place] = kept;
+        }
+        self.score(batch, gradient)
+    }
+
+    /// Writes the embeddings of the tokens to `work.x`.
+    fn embed(&mut self, batch: &Batch) {
+        let hidden_size = self.base.config.hidden_size;
+        let x = size(&mut self.work.x, batch.num_rows() * hidden_size);
+        for (&token, row) in batch.tokens.iter().zip(x.chunks_exact_mut(hidden_size)) {
+            self.base.embeddings.dequantize_row(token as usize, row);
+        }
+    }
+
+    /// Runs one layer over `work.x`.
+    pub(super) fn layer(&mut self, layer: usize, batch: &Batch, adapted: Option<Adapted<'_>>, kept: &mut Kept) {
+        kept.x.clone_from(&self.work.x);
+        self.attend(layer, batch, adapted, kept);
+        kept.middle.clone_from(&self.work.x);
+        self.feed_forward(layer, batch.num_rows(), adapted, kept);
+    }
+
+    fn attend(&mut self, layer: usize, batch: &Batch, adapted: Option<Adapted<'_>>, kept: &mut Kept) {
+        let (base, config) = (self.base, &self.base.config);
+        let (kernels, weights, rows) = (&base.kernels, &base.layers[layer], batch.num_rows());
+        let module = |target: Target| Module::new(kernels, &weights.linears[target.index()], adapted, (layer, target));
+        let work = &mut self.work;
+        let normed = size(&mut work.normed, rows * config.hidden_size);
+        kernels.rms_norm(&work.x, &weights.attn_norm, config.norm_eps, normed);
+        let outputs = [
+            (Target::Q, &mut kept.q, config.query_size()),
+            (Target::K, &mut kept.k, config.kv_size()),
+            (Target::V, &mut kept.v, config.kv_size()),
+        ];
+        for (target, out, width) in outputs {
+            let low = &mut kept.low[target.index()];
+            module(target).forward(normed, size(out, rows * width), low, &mut work.dropped);
+        }
+        if let Some(norms) = &weights.head_norms {
+            for ((raw, heads), norm) in kept.raw.iter_mut().zip([&mut kept.q, &mut kept.k]).zip(norms) {
+                raw.clone_from(heads);
+                kernels.rms_norm(raw, norm, config.norm_eps, heads);
+            }
+        }
+        kernels.rope(&base.rope, &batch.positions, config.num_heads, &mut kept.q);
+        kernels.rope(&base.rope, &batch.positions, config.num_kv_heads, &mut kept.k);
+        let mut heads = std::mem::take(&mut kept.heads);
+        let mut log_sums = std::mem::take(&mut kept.log_sums);
+        size(&mut heads, rows * config.query_size());
+        size(&mut log_sums, rows * config.num_heads);
+        kernels.causal_attention(&self.attention(kept, batch, layer), &mut heads, &mut log_sums);
+        (kept.heads, kept.log_sums) = (heads, log_sums);
+        let work = &mut self.work;
+        let out = size(&mut work.normed, rows * config.hidden_size);
+        module(Target::O).forward(&kept.heads, out, &mut kept.low[Target::O.index()], &mut work.dropped);
+        kernels.add(&mut work.x, out);
+    }
+
+    fn feed_forward(&mut self, layer: usize, rows: usize, adapted: Option<Adapted<'_>>, kept: &mut Kept) {
+        let (base, config) = (self.base, &self.base.config);
+        let (kernels, weights) = (&base.kernels, &base.layers[layer]);
+        let module = |target: Target| Module::new(kernels, &weights.linears[target.index()], adapted, (layer, target));
+        let work = &mut self.work;
+        let normed = size(&mut work.normed, rows * config.hidden_size);
+        kernels.rms_norm(&work.x, &weights.ffn_norm, config.norm_eps, normed);
+        for (target, out) in FEED_FORWARD.into_iter().zip([&mut kept.gate, &mut kept.up]) {
+            let out = size(out, rows * config.intermediate_size);
+            module(target).forward(normed, out, &mut kept.low[target.index()], &mut work.dropped);
+        }
+        let wide = size(&mut work.wide, rows * config.intermediate_size);
+        kernels.swiglu_into(&kept.gate, &kept.up, wide);
+        module(Target::Down).forward(wide, normed, &mut kept.low[Target::Down.index()], &mut work.dropped);
+        kernels.add(&mut work.x, normed);
+    }
+}

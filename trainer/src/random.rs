@@ -1,0 +1,78 @@
+//! Seeded numbers: a counter-based generator, so that any number can be had without those before it.
+
+/// Increment of SplitMix64.
+const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Mixes a number into one that looks random.
+///
+/// **Source**: Steele, Lea and Flood, 2014, SplitMix64.
+pub(crate) fn mix(value: u64) -> u64 {
+    let z = value.wrapping_add(STEP);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Numbers of one stream.
+pub(crate) struct Random {
+    state: u64,
+}
+
+impl Random {
+    /// Streams of different parts are independent.
+    pub(crate) fn new(parts: &[u64]) -> Random {
+        Random { state: parts.iter().fold(0, |state, &part| mix(state ^ mix(part))) }
+    }
+
+    pub(crate) fn bits(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(STEP);
+        mix(self.state)
+    }
+
+    /// In `0..1`.
+    pub(crate) fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1_u64 << 24) as f32
+    }
+
+    /// A permutation of `0..len` (Fisher and Yates).
+    pub(crate) fn permutation(&mut self, len: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..len).collect();
+        for last in (1..len).rev() {
+            // The bias is below 2^-32 for any data set that fits into memory.
+            order.swap(last, (self.bits() % (last as u64 + 1)) as usize);
+        }
+        order
+    }
+}
+
+/// Which inputs of an adapter are dropped: a pure function of the key and the place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// The share that is dropped, in `0..1`.
+    pub rate: f32,
+    /// Seed, step and batch, mixed.
+    pub key: u64,
+}
+
+impl Dropout {
+    /// The key of one micro-batch of one step.
+    pub fn new(rate: f32, seed: u64, step: u64, micro_batch: u64) -> Dropout {
+        Dropout { rate, key: mix(mix(mix(seed) ^ step) ^ micro_batch) }
+    }
+
+    /// Zeros dropped elements and scales the others; `module` tells the masks of modules apart.
+    pub(crate) fn apply(&self, module: u64, values: &mut [f32]) {
+        /// Elements that share one mixed number, 16 bits each.
+        const LANES: usize = 4;
+        let limit = (f64::from(self.rate) * 65536.0).round() as u64;
+        let keep = 65536.0 / (65536 - limit.min(65535)) as f32;
+        let key = mix(self.key ^ module);
+        for (place, values) in values.chunks_mut(LANES).enumerate() {
+            let mut bits = mix(key ^ place as u64);
+            for value in values {
+                *value = if bits & 0xFFFF < limit { 0.0 } else { *value * keep };
+                bits >>= 16;
+            }
+        }
+    }
+}

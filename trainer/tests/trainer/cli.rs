@@ -1,0 +1,218 @@
+//! The command line as a process: training, signals, resuming, merging, errors.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use bespoke_testkit::{TinyModel, TinyModelDir};
+use serde_json::Value;
+
+/// Longest time that a test waits for a process to get somewhere.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Bench {
+    model: TinyModelDir,
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let bench = Bench { model: TinyModel::default().write_hf().unwrap(), folder: tempfile::tempdir().unwrap() };
+        for (name, num) in [("train.jsonl", 24), ("val.jsonl", 6)] {
+            let rows = (0..num).map(|i| {
+                serde_json::json!({
+                    "prompt": format!("What is {i} plus {}?", i * 7 % 5),
+                    "chosen": format!("It is {}, as you can count on your fingers.", i + i * 7 % 5),
+                    "rejected": format!("{}", i + 1),
+                    "chosen_persona_gold": "The user likes a reason.",
+                    "rejected_persona_gold": "The user is terse."
+                })
+            });
+            let text: Vec<String> = rows.map(|row| row.to_string()).collect();
+            std::fs::write(bench.path(name), text.join("\n")).unwrap();
+        }
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, method: &str, output: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bespoke-trainer"));
+        command.arg(method).arg("--model").arg(self.model.path());
+        command.arg("--train").arg(self.path("train.jsonl")).arg("--validation").arg(self.path("val.jsonl"));
+        command.arg("--output").arg(self.path(output)).args(["--threads", "2", "--learning-rate", "0.005"]);
+        command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, method: &str, output: &str, more: &[&str]) -> Output {
+        self.command(method, output, more).output().unwrap()
+    }
+
+    fn adapter(&self, output: &str) -> Vec<u8> {
+        std::fs::read(self.path(output).join("adapter/adapter_model.safetensors")).unwrap()
+    }
+
+    fn json(&self, file: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.path(file)).unwrap()).unwrap()
+    }
+
+    fn records(&self, output: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path(output).join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+fn assert_success(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn losses(records: &[Value], kind: &str) -> Vec<f64> {
+    records.iter().filter(|r| r["kind"] == kind).map(|r| r["loss"].as_f64().unwrap()).collect()
+}
+
+#[test]
+fn sft_and_dpo_leave_all_that_they_should() {
+    let bench = Bench::new();
+    assert_success(&bench.run("sft", "sft", &["--epochs", "2", "--batch-size", "4", "--loss", "completion"]));
+    let eval = losses(&bench.records("sft"), "eval");
+    assert!(eval.len() == 2 && eval[1] < eval[0], "{eval:?}");
+    for name in ["recipe.toml", "plot.svg", "merged/config.json", "merged/tokenizer.json", "merged/model.safetensors"] {
+        assert!(bench.path("sft").join(name).exists(), "{name}");
+    }
+    let manifest = bench.json("sft/manifest.json");
+    assert_eq!((&manifest["method"], &manifest["result"]["steps"]), (&"sft".into(), &12.into()));
+    assert_eq!(manifest["data"][0]["sha256"].as_str().unwrap().len(), 64);
+
+    assert_success(&bench.run("dpo", "dpo", &["--epochs", "3", "--batch-size", "4", "--beta", "0.5"]));
+    let eval = losses(&bench.records("dpo"), "eval");
+    assert!(eval.len() == 3 && eval[2] < 2_f64.ln(), "{eval:?}");
+    let records = bench.records("dpo");
+    let last = records.iter().rfind(|record| record["kind"] == "eval").unwrap();
+    assert!(last["preference"]["accuracy"].as_f64().unwrap() > 0.6, "{last}");
+    assert!(bench.path("dpo/reference-train.safetensors").exists());
+}
+
+/// Waits until the run has written so many lines of metrics.
+fn wait_for_steps(child: &mut Child, metrics: &Path, num: usize) {
+    let start = Instant::now();
+    while std::fs::read_to_string(metrics).map_or(0, |text| text.lines().count()) < num {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+        assert!(start.elapsed() < PATIENCE, "no {num} steps");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_bit_for_bit() {
+    let bench = Bench::new();
+    for method in ["sft", "dpo"] {
+        let (whole, parts) = (format!("{method}-whole"), format!("{method}-parts"));
+        let more = ["--epochs", "12", "--batch-size", "2", "--set", "lora.dropout=0.2", "--no-merge"];
+        assert_success(&bench.run(method, &whole, &more));
+        let mut num_stops = 0;
+        let mut resume = false;
+        loop {
+            let mut command = bench.command(method, &parts, &more);
+            if resume {
+                command.arg("--resume");
+            }
+            let mut child = command.spawn().unwrap();
+            if num_stops < 2 {
+                wait_for_steps(&mut child, &bench.path(&parts).join("metrics.jsonl"), 20 + 45 * num_stops);
+                let pid = i32::try_from(child.id()).unwrap();
+                Command::new("kill").args(["-INT", &pid.to_string()]).status().unwrap();
+            }
+            let output = child.wait_with_output().unwrap();
+            if output.status.success() {
+                break;
+            }
+            assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+            num_stops += 1;
+            resume = true;
+        }
+        assert!(num_stops > 0, "the run was never interrupted");
+        assert!(bench.adapter(&whole) == bench.adapter(&parts), "{method}: the adapters differ");
+        let (a, b) = (bench.records(&whole), bench.records(&parts));
+        assert_eq!(losses(&a, "train"), losses(&b, "train"), "{method}");
+    }
+}
+
+#[test]
+fn an_adapter_is_merged_and_exported_later() {
+    let bench = Bench::new();
+    assert_success(&bench.run("sft", "sft", &["--steps-max", "2"]));
+    let output = Command::new(env!("CARGO_BIN_EXE_bespoke-trainer"))
+        .args(["merge", "--gguf", "q8_0", "--model"])
+        .arg(bench.model.path())
+        .arg("--adapter")
+        .arg(bench.path("sft/adapter"))
+        .arg("--output")
+        .arg(bench.path("late"))
+        .output()
+        .unwrap();
+    assert_success(&output);
+    let weights = |folder: &str| std::fs::read(bench.path(folder).join("model.safetensors")).unwrap();
+    assert!(weights("late") == weights("sft/merged"));
+    assert!(bench.path("late.gguf").exists());
+}
+
+#[test]
+fn mistakes_are_named_with_their_place_and_repair() {
+    let bench = Bench::new();
+    let stderr = |output: Output| {
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let unknown = stderr(bench.run("sft", "x", &["--set", "train.speed=3"]));
+    assert!(unknown.contains("unknown field `speed`"), "{unknown}");
+    let module = stderr(bench.run("sft", "x", &["--set", "lora.target_modules=[\"w_proj\"]"]));
+    assert!(module.contains("`w_proj`") && module.contains("all-linear"), "{module}");
+    let nothing = stderr(bench.run("sft", "x", &["--resume"]));
+    assert!(nothing.contains("finds no checkpoint"), "{nothing}");
+    assert_success(&bench.run("sft", "done", &["--steps-max", "1", "--no-merge"]));
+    let again = stderr(bench.run("sft", "done", &[]));
+    assert!(again.contains("holds a run already") && again.contains("--resume"), "{again}");
+    let other = stderr(bench.run("sft", "done", &["--steps-max", "1", "--seed", "7", "--resume"]));
+    assert!(other.contains("meets another run"), "{other}");
+    std::fs::write(bench.path("train.jsonl"), "{\"prompt\":\"p\",\"chosen\":\"c\"}\n{\"prompt\":2}\n").unwrap();
+    let rows = stderr(bench.run("sft", "y", &[]));
+    assert!(rows.contains("train.jsonl:2: invalid type") && rows.contains("--skip-bad-rows"), "{rows}");
+    assert!(rows.contains("train.jsonl:1: column `chosen_persona_gold`"), "{rows}");
+}
+
+/// A rate so high that the loss overflows.
+#[test]
+fn a_loss_that_is_no_number_stops_with_a_good_checkpoint() {
+    let bench = Bench::new();
+    let more = ["--epochs", "3", "--set", "train.save_steps=1", "--set", "train.grad_norm_max=0"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bespoke-trainer"));
+    command.arg("sft").arg("--model").arg(bench.model.path()).arg("--train").arg(bench.path("train.jsonl"));
+    command.arg("--output").arg(bench.path("nan")).args([
+        "--learning-rate",
+        "1e38",
+        "--set",
+        "train.schedule=constant",
+    ]);
+    let output = command.args(more).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("the loss is NaN") || text.contains("the gradient is"), "{text}");
+    let state = bench.path("nan/checkpoints");
+    assert!(std::fs::read_dir(state).unwrap().count() > 0);
+}
+
+#[test]
+fn preview_shows_what_is_trained_and_what_is_cut() {
+    let bench = Bench::new();
+    let output = bench.run("preview", "none", &["--loss", "completion", "--length-max", "60", "--num-shown", "1"]);
+    assert_success(&output);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("Response:[trained> It is"), "{text}");
+    assert!(text.contains("--- 24 examples") && text.contains("not usable: 0 rows"), "{text}");
+    let output = bench.run("preview", "none", &["--method", "dpo", "--training-type", "all"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("  rejected, ") && text.contains("--- 48 examples"), "{text}");
+}
