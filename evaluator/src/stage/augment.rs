@@ -1,0 +1,61 @@
+//! `augment`: adds inferred personas to a data file as the columns that trainer and `generate` read.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use serde_json::{Map, Value};
+
+use super::infer::{Direction, InferRow, STAGE};
+use crate::{
+    dataset::file_digest,
+    run_folder::{read_jsonl, read_run, write_jsonl},
+};
+
+/// Arguments of `augment`.
+#[derive(Args, Debug)]
+pub(crate) struct Augment {
+    /// The data file that the personas were inferred from.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Folder of a finished `infer` run on that file; give it more than once for partitions.
+    #[arg(long, value_name = "DIR", required = true)]
+    pub(crate) infer: Vec<PathBuf>,
+    /// JSON lines file to write: the rows that have both personas, with all their columns.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+/// Runs the stage.
+pub(crate) fn augment(arguments: &Augment) -> Result<()> {
+    let mut rows: Vec<Map<String, Value>> = read_jsonl(&arguments.data)?;
+    let personas = personas(&arguments.infer, &arguments.data)?;
+    let mut whole = Vec::new();
+    for (index, mut row) in rows.drain(..).enumerate() {
+        let both = Direction::BOTH.map(|direction| personas.get(&(index, direction)).filter(|text| !text.is_empty()));
+        let [Some(chosen), Some(rejected)] = both else { continue };
+        row.insert("chosen_persona_gold".to_owned(), chosen.clone().into());
+        row.insert("rejected_persona_gold".to_owned(), rejected.clone().into());
+        whole.push(row);
+    }
+    ensure!(!whole.is_empty(), "no row has both personas: run `infer` with `--direction both`");
+    write_jsonl(&arguments.out, &whole)?;
+    eprintln!("augment: {} rows in {}", whole.len(), arguments.out.display());
+    Ok(())
+}
+
+fn personas(runs: &[PathBuf], data: &Path) -> Result<HashMap<(usize, Direction), String>> {
+    let digest = file_digest(data)?;
+    let mut personas = HashMap::new();
+    for run in runs {
+        let (manifest, rows) = read_run::<InferRow>(run, STAGE)?;
+        let of =
+            manifest.identity.get("data_digest").and_then(Value::as_str).context("a manifest without data_digest")?;
+        ensure!(of == digest, "{} was inferred from another file than {}", run.display(), data.display());
+        personas.extend(rows.into_iter().map(|row| ((row.index, row.direction), row.persona)));
+    }
+    Ok(personas)
+}

@@ -1,0 +1,10 @@
+//! End-to-end tests: the program as a process, against a real engine in this process and against servers that speak the
+//! recorded protocols of external services, with their faults.
+
+mod fake_service;
+mod flow;
+mod kill;
+mod offline;
+mod pipeline;
+mod services;
+mod support;
