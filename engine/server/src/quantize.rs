@@ -18,6 +18,7 @@ use bespoke_store::{Store, TerminalProgress};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 const BAR: &str = "{msg} [{wide_bar}] {bytes}/{total_bytes} ({eta})";
 
@@ -103,9 +104,10 @@ pub fn quantize(arguments: &Quantize) -> anyhow::Result<()> {
     // Draws on standard error, and nothing where that is no terminal.
     let bar = ProgressBar::new(0).with_style(style);
     let interrupted = Arc::new(AtomicBool::new(false));
-    let by_signal = interrupted.clone();
     // The file in the making is removed on the way out.
-    ctrlc::set_handler(move || by_signal.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, interrupted.clone()).context("cannot listen for signals")?;
+    }
     let summary = quantize_model(&source, &arguments.output, options, &mut |progress| {
         bar.set_length(progress.bytes_total);
         bar.set_position(progress.bytes);

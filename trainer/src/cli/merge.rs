@@ -1,5 +1,6 @@
 //! `merge`.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -72,7 +73,7 @@ pub(crate) fn merge(arguments: &MergeArguments) -> anyhow::Result<ExitCode> {
     let file = PathBuf::from(file);
     let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let options = QuantizeOptions { quantization, num_threads, overwrite: true };
-    quantize_model(&ModelSource::open(&arguments.output)?, &file, options, &mut |_| {})
+    quantize_model(&ModelSource::open(&arguments.output)?, &file, options, &mut |_| ControlFlow::Continue(()))
         .with_context(|| format!("writing {}", file.display()))?;
     tracing::info!(file = %file.display(), "exported");
     Ok(ExitCode::SUCCESS)

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use bespoke_model::{KvCache, LoadOptions, Model, ModelSource, Step, StepRow, Workspace};
+use bespoke_model::{KvCache, KvDType, LoadOptions, Model, ModelSource, Step, StepRow, Workspace};
 use bespoke_testkit::{TinyArchitecture, TinyModel, TinyModelDir};
 use bespoke_trainer::{
     AdamSettings, AdamW, Adapted, Base, BaseDtype, Batch, DpoLoss, Example, Item, Lora, LoraShape, MergedDtype,
@@ -72,7 +72,7 @@ fn one_batch_of_eight_is_eight_of_one() {
 /// Log-probabilities of a text under the serving pass.
 fn served(folder: &std::path::Path, ids: &[u32]) -> Vec<f32> {
     let model = Model::load(folder, LoadOptions { num_threads: 2, ..LoadOptions::default() }).unwrap();
-    let mut cache = KvCache::new(model.config(), 4, 64);
+    let mut cache = KvCache::new(model.config(), KvDType::F32, 4, 64).unwrap();
     let mut workspace = Workspace::new(&model, ids.len(), ids.len());
     let row = |(position, &token): (usize, &u32)| StepRow {
         token,
