@@ -16,14 +16,12 @@ use serde::Serialize;
 
 use crate::{prompts::words, random::Random};
 
-/// Largest prompt, in words, and longest answer, in tokens.
-const PROMPT_WORDS_MAX: usize = 300;
+/// The longest answer, in tokens.
 const NEW_TOKENS_MAX: usize = 128;
 /// Of so many requests one is left early.
 const CANCELS_ONE_IN: usize = 5;
-/// Prompts share their beginnings with those of the same topic.
+/// Prompts share their beginnings, a third of the longest, with those of the same topic.
 const TOPICS: usize = 8;
-const SHARED_WORDS: usize = 100;
 /// How long the server may take to become empty at the end.
 const EMPTY_WITHIN: Duration = Duration::from_secs(30);
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
@@ -46,6 +44,9 @@ pub struct SoakOptions {
     /// How long memory may still grow, in seconds.
     #[arg(long, default_value_t = 300)]
     pub warmup_seconds: u64,
+    /// The longest prompt, in words, at least 3.
+    #[arg(long, value_name = "WORDS", default_value_t = 300)]
+    pub prompt_words_max: usize,
     /// Seed of everything random.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -85,12 +86,14 @@ struct Counts {
 /// **Errors**: a server that cannot be reached, or that still holds something half a minute after the last client has gone.
 pub async fn soak(options: &SoakOptions) -> anyhow::Result<SoakReport> {
     ensure!(options.clients > 0, "clients must be at least 1");
+    ensure!(options.prompt_words_max >= 3, "prompt_words_max must be at least 3");
+    let words_max = options.prompt_words_max;
     let watcher = Client::connect(&options.target).await.with_context(|| format!("cannot reach {}", options.target))?;
     let begun = Instant::now();
     let until = begun + Duration::from_secs(options.seconds);
     let clients = (0..options.clients as u64).map(|client| {
         let (target, random) = (options.target.clone(), Random::new(options.seed, client));
-        tokio::spawn(async move { run_client(&Client::connect(&target).await?, random, until).await })
+        tokio::spawn(async move { run_client(&Client::connect(&target).await?, random, words_max, until).await })
     });
     let clients: Vec<_> = clients.collect();
     let mut memory = Vec::new();
@@ -124,11 +127,11 @@ pub async fn soak(options: &SoakOptions) -> anyhow::Result<SoakReport> {
     })
 }
 
-async fn run_client(client: &Client, mut random: Random, until: Instant) -> anyhow::Result<Counts> {
+async fn run_client(client: &Client, mut random: Random, words_max: usize, until: Instant) -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
     while Instant::now() < until {
         let leaves_after = (random.below(CANCELS_ONE_IN) == 0).then(|| random.below(20));
-        match ask(client, &request(&mut random)?, leaves_after, &mut counts.tokens).await {
+        match ask(client, &request(&mut random, words_max)?, leaves_after, &mut counts.tokens).await {
             Ok(true) => counts.finished += 1,
             Ok(false) => counts.cancelled += 1,
             Err(ClientError::Status { code, .. }) => *counts.failures.entry(format!("{code:?}")).or_default() += 1,
@@ -159,9 +162,10 @@ async fn ask(
     Ok(true)
 }
 
-fn request(random: &mut Random) -> anyhow::Result<Request> {
-    let topic = words(SHARED_WORDS, &mut Random::new(random.below(TOPICS) as u64, 0));
-    let text = topic + &words(1 + random.below(PROMPT_WORDS_MAX - SHARED_WORDS), random);
+fn request(random: &mut Random, words_max: usize) -> anyhow::Result<Request> {
+    let num_shared = words_max / 3;
+    let topic = words(num_shared, &mut Random::new(random.below(TOPICS) as u64, 0));
+    let text = topic + &words(1 + random.below(words_max - num_shared), random);
     let spec = PromptSpec { template: Some(Template::None), ..PromptSpec::new(Prompt::Text(text)) };
     let mut generate = Generate::new(spec);
     let temperature = if random.below(2) == 0 { 0.0 } else { 0.9 };

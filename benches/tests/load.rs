@@ -128,6 +128,7 @@ async fn a_soak_leaves_nothing_behind() {
         clients: 4,
         seconds: 3,
         warmup_seconds: 0,
+        prompt_words_max: 9,
         seed: 1,
     };
     let report = soak(&options).await.unwrap();
