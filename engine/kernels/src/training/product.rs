@@ -75,8 +75,12 @@ impl Right<'_> {
 
 thread_local! {
     /// The packed block of the task that a thread is at.
-    static PANELS: RefCell<Panels> = RefCell::default();
+    static PANELS: RefCell<(Panels, Vec<f32>)> = RefCell::default();
 }
+
+/// Distance of copied rows of the left factor: not a power of two, so that they do not compete for the same cache sets as rows
+/// that lie a vocabulary apart do.
+const LEFT_STRIDE: usize = DEPTH + 16;
 
 impl Product<'_> {
     /// **Panics** if the factors do not fit each other or `out` is not `(m, n)`.
@@ -102,7 +106,7 @@ impl Product<'_> {
         pool.run(num_col_tasks * rows.div_ceil(task_rows), |task| {
             let (col, row) = (task % num_col_tasks * task_cols, task / num_col_tasks * task_rows);
             let (rows, cols) = (row..rows.min(row + task_rows), col..cols.min(col + task_cols));
-            PANELS.with_borrow_mut(|panels| self.part(tables, (rows, cols), panels, &out));
+            PANELS.with_borrow_mut(|scratch| self.part(tables, (rows, cols), scratch, &out));
         });
     }
 
@@ -110,14 +114,14 @@ impl Product<'_> {
         &self,
         tables: (&Table, &TrainingTable),
         (rows, cols): (Range<usize>, Range<usize>),
-        panels: &mut Panels,
+        (panels, copied): &mut (Panels, Vec<f32>),
         out: &SharedMut<'_>,
     ) {
         let (depth, width) = (self.left.cols, self.right.cols());
         for first in (0..depth).step_by(DEPTH) {
             let terms = first..depth.min(first + DEPTH);
             self.right.pack(tables, terms.clone(), cols.clone(), panels);
-            let left = block(&self.left, rows.clone(), terms);
+            let left = gathered(block(&self.left, rows.clone(), terms), copied);
             let overwrite = first == 0 && !self.accumulate;
             multiply(tables.1, &left, (panels, cols.len()), |row, col, sums| {
                 let at = (rows.start + row) * width + cols.start + col;
@@ -131,6 +135,18 @@ impl Product<'_> {
             });
         }
     }
+}
+
+/// Copies a block whose rows lie far apart, so that its tiles stay in the caches; others are taken as they are.
+fn gathered<'a>(left: View<'a>, copied: &'a mut Vec<f32>) -> View<'a> {
+    if left.col_stride != 1 || left.row_stride <= LEFT_STRIDE {
+        return left;
+    }
+    copied.resize(left.rows * LEFT_STRIDE, 0.0);
+    for (row, out) in copied.chunks_exact_mut(LEFT_STRIDE).enumerate() {
+        out[..left.cols].copy_from_slice(&left.from(row, 0)[..left.cols]);
+    }
+    View::strided(copied, left.rows, left.cols, LEFT_STRIDE)
 }
 
 /// Cuts a block out of a view.

@@ -8,6 +8,8 @@ pub(super) const TILE_ROWS: usize = 6;
 /// Columns of the right factor that are multiplied together: the width of a packed panel.
 pub(super) const PANEL_COLS: usize = 16;
 
+type RmsNormBackward = unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
+
 /// The sums of a tile, row by row.
 pub(super) type TileOut = [f32; TILE_ROWS * PANEL_COLS];
 
@@ -56,7 +58,7 @@ pub(super) struct TrainingTable {
     /// From `d_out` to `d_gate` (over `gate`) and `d_up` (over `up`).
     pub(super) swiglu_backward: unsafe fn(&mut [f32], &mut [f32], &[f32]),
     /// Adds the gradient of one row's norm: `(x, weight, d_out, eps, d_x)`.
-    pub(super) rms_norm_backward: unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]),
+    pub(super) rms_norm_backward: RmsNormBackward,
 }
 
 impl TrainingTable {
