@@ -64,15 +64,7 @@ fn from_pairs_to_a_report() {
         stage(&["judge", "--a", "g/with", "--b", "g/without", "--verdict", verdict, "--out", verdict]);
         assert_eq!(rows(dir, verdict).len(), 2 * 2 * 4);
     }
-    let table = succeeds(dir, &["win-rate", "--judge", "logprob", "--judge", "short"]);
-    assert!(table.contains("quality:") && table.contains("personalization:") && table.contains("Delta-PQ"), "{table}");
-    let summary = read_json(dir.join("logprob/summary.json"));
-    let counts = &summary["judges"][0]["rubrics"]["quality"]["counts"];
-    let judged: u64 = ["wins", "ties", "losses", "unparsable"].iter().map(|name| counts[name].as_u64().unwrap()).sum();
-    assert_eq!((judged, &counts["unparsable"]), (4, &json!(0)), "a verdict from log-probabilities is always there");
-    // A tiny random model writes no verdicts: they are counted apart and no side gets them.
-    assert_eq!(summary["judges"][1]["rubrics"]["quality"]["counts"]["unparsable"], json!(4));
-
+    verdicts_are_counted(dir);
     stage(&["judge", "--a", "g/with", "--verdict", "short", "--out", "absolute"]);
     stage(&["accuracy", "--infer", "i", "--verdict", "logprob", "--out", "accuracy"]);
     stage(&["prefs", "--infer", "i", "--verdict", "logprob", "--out", "prefs"]);
@@ -86,6 +78,18 @@ fn from_pairs_to_a_report() {
     for file in ["win-rates.svg", "win-rates.pdf", "win-rates.csv", "accuracy.svg", "preferences.pdf", "report.json"] {
         assert!(dir.join("report").join(file).is_file(), "{file}");
     }
+}
+
+#[track_caller]
+fn verdicts_are_counted(dir: &std::path::Path) {
+    let table = succeeds(dir, &["win-rate", "--judge", "logprob", "--judge", "short"]);
+    assert!(table.contains("quality:") && table.contains("personalization:") && table.contains("Delta-PQ"), "{table}");
+    let summary = read_json(dir.join("logprob/summary.json"));
+    let counts = &summary["judges"][0]["rubrics"]["quality"]["counts"];
+    let judged: u64 = ["wins", "ties", "losses", "unparsable"].iter().map(|name| counts[name].as_u64().unwrap()).sum();
+    assert_eq!((judged, &counts["unparsable"]), (4, &json!(0)), "a verdict from log-probabilities is always there");
+    // A tiny random model writes no verdicts: they are counted apart and no side gets them.
+    assert_eq!(summary["judges"][1]["rubrics"]["quality"]["counts"]["unparsable"], json!(4));
 }
 
 #[test]
