@@ -98,8 +98,8 @@ fn fingerprint(config: &Config, stage: &Stage, words: &[String]) -> Result<Strin
         if path.starts_with(&dir) {
             continue;
         }
-        // What a run reads of another is its rows and its summary.
-        for path in [path.to_owned(), path.join("rows.jsonl"), path.join("summary.json")] {
+        // What a run reads of another is its rows.
+        for path in [path.to_owned(), path.join("rows.jsonl")] {
             if path.is_file() {
                 let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
                 text += &hex_digest(&bytes);
