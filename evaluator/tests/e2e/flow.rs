@@ -29,36 +29,7 @@ fn from_pairs_to_a_report() {
     assert_eq!((augmented.lines().count(), &first["chosen_persona_gold"]), (4, &inferred[0]["persona"]));
 
     succeeds(dir, &["saliency", "--infer", "i", "--cutoff", "1"]);
-    for (out, inference) in [("g/with", "gold-chosen"), ("g/without", "none")] {
-        stage(&[
-            "generate",
-            "--data",
-            "augmented.jsonl",
-            "--model-type",
-            "sft",
-            "--inference-type",
-            inference,
-            "--out",
-            out,
-        ]);
-    }
-    let answers = rows(dir, "g/with");
-    assert!(answers.iter().all(|row| row["completion_tokens"].as_u64() >= Some(10)), "{answers:?}");
-    stage(&[
-        "generate",
-        "--data",
-        &pairs,
-        "--dataset",
-        "BeaverTails",
-        "--model-type",
-        "fewshot",
-        "--fewshot",
-        &pairs,
-        "--inference-type",
-        "system",
-        "--out",
-        "g/few",
-    ]);
+    answers_are_generated(dir, &stage, &pairs);
 
     for verdict in ["logprob", "short", "feedback"] {
         stage(&["judge", "--a", "g/with", "--b", "g/without", "--verdict", verdict, "--out", verdict]);
@@ -78,6 +49,40 @@ fn from_pairs_to_a_report() {
     for file in ["win-rates.svg", "win-rates.pdf", "win-rates.csv", "accuracy.svg", "preferences.pdf", "report.json"] {
         assert!(dir.join("report").join(file).is_file(), "{file}");
     }
+}
+
+#[track_caller]
+fn answers_are_generated(dir: &std::path::Path, stage: &dyn Fn(&[&str]) -> String, pairs: &str) {
+    for (out, inference) in [("g/with", "gold-chosen"), ("g/without", "none")] {
+        stage(&[
+            "generate",
+            "--data",
+            "augmented.jsonl",
+            "--model-type",
+            "sft",
+            "--inference-type",
+            inference,
+            "--out",
+            out,
+        ]);
+    }
+    let answers = rows(dir, "g/with");
+    assert!(answers.iter().all(|row| row["completion_tokens"].as_u64() >= Some(10)), "{answers:?}");
+    stage(&[
+        "generate",
+        "--data",
+        pairs,
+        "--dataset",
+        "BeaverTails",
+        "--model-type",
+        "fewshot",
+        "--fewshot",
+        pairs,
+        "--inference-type",
+        "system",
+        "--out",
+        "g/few",
+    ]);
 }
 
 #[track_caller]
