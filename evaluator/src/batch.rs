@@ -226,9 +226,7 @@ impl Failures {
             Err(CallError::Rejected { reason }) => {
                 self.num_rejected += 1;
                 if !self.answered && self.num_rejected >= REJECTIONS_MAX {
-                    bail!(
-                        "every request so far is refused; the last: {reason}; nothing of it is kept wrongly: put it right and use `--force`"
-                    );
+                    bail!("every request so far is refused, the last: {reason}; put it right and use `--force`");
                 }
                 Ok(Some(Completion::refused(reason)))
             }

@@ -9,6 +9,7 @@ mod server;
 
 use std::{
     collections::BTreeSet,
+    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -53,10 +54,19 @@ pub(crate) async fn pipeline(arguments: &Pipeline) -> Result<()> {
     if arguments.dry_run {
         return show(&config);
     }
+    let _lock = lock(&config.out)?;
     let mut servers = Servers::new(&config);
     let ended = run_stages(&config, &mut servers, arguments).await;
     servers.stop_all().await;
     ended
+}
+
+/// Keeps a second session of the same pipeline out until the first has stopped its engines.
+fn lock(out: &Path) -> Result<File> {
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let lock = File::create(out.join(".lock")).with_context(|| format!("cannot write in {}", out.display()))?;
+    ensure!(lock.try_lock().is_ok(), "{} is in use by another pipeline: wait until it has ended", out.display());
+    Ok(lock)
 }
 
 async fn run_stages(config: &Config, servers: &mut Servers<'_>, arguments: &Pipeline) -> Result<()> {
@@ -98,8 +108,8 @@ fn fingerprint(config: &Config, stage: &Stage, words: &[String]) -> Result<Strin
         if path.starts_with(&dir) {
             continue;
         }
-        // What a run reads of another is its rows and its summary.
-        for path in [path.to_owned(), path.join("rows.jsonl"), path.join("summary.json")] {
+        // What a run reads of another is its rows.
+        for path in [path.to_owned(), path.join("rows.jsonl")] {
             if path.is_file() {
                 let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
                 text += &hex_digest(&bytes);

@@ -66,7 +66,7 @@ pub(crate) struct Identity {
 
 /// A way to a model.
 pub(crate) enum Provider {
-    Engine(EngineProvider),
+    Engine(Box<EngineProvider>),
     OpenAi(OpenAi),
     Anthropic(Anthropic),
     Cohere(Cohere),
@@ -79,7 +79,7 @@ impl Provider {
     pub(crate) async fn open(endpoint: &Endpoint, keys: &Keys) -> anyhow::Result<Self> {
         let name = endpoint.provider;
         if name == ProviderName::Engine {
-            return Ok(Self::Engine(EngineProvider::connect(endpoint).await?));
+            return Ok(Self::Engine(Box::new(EngineProvider::connect(endpoint).await?)));
         }
         let Some(model) = endpoint.model.clone() else { bail!("`--model` is missing: the provider has many models") };
         let base_url = endpoint.base_url.as_deref();

@@ -94,6 +94,9 @@ impl<'a> Servers<'a> {
 impl Running {
     /// Asks the engine to drain and waits until it is gone.
     async fn stop(mut self) {
+        // First the files: a session that starts now must not take an engine that drains for one left behind.
+        let _ = std::fs::remove_file(&self.files.process_id);
+        let _ = std::fs::remove_file(&self.files.address);
         let asked = Command::new("kill").args(["-TERM", &self.process_id.to_string()]).status().await;
         if let Some(child) = &mut self.child {
             let gone = tokio::time::timeout(STOP_TIMEOUT, child.wait()).await;
@@ -101,8 +104,6 @@ impl Running {
                 let _ = child.kill().await;
             }
         }
-        let _ = std::fs::remove_file(&self.files.process_id);
-        let _ = std::fs::remove_file(&self.files.address);
     }
 }
 

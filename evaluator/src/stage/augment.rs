@@ -1,7 +1,7 @@
 //! `augment`: adds inferred personas to a data file as the columns that trainer and `generate` read.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -24,7 +24,7 @@ pub(crate) struct Augment {
     /// Folder of a finished `infer` run on that file; give it more than once for partitions.
     #[arg(long, value_name = "DIR", required = true)]
     pub(crate) infer: Vec<PathBuf>,
-    /// JSON lines file to write: the rows that have both personas, with all their columns.
+    /// JSON lines file to write: the rows with a persona for each direction that was inferred, with all columns.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
 }
@@ -33,15 +33,24 @@ pub(crate) struct Augment {
 pub(crate) fn augment(arguments: &Augment) -> Result<()> {
     let mut rows: Vec<Map<String, Value>> = read_jsonl(&arguments.data)?;
     let personas = personas(&arguments.infer, &arguments.data)?;
+    // A run of one direction fills one column; where both were inferred, a row needs both.
+    let inferred: BTreeSet<Direction> = personas.keys().map(|(_, direction)| *direction).collect();
     let mut whole = Vec::new();
     for (index, mut row) in rows.drain(..).enumerate() {
-        let both = Direction::BOTH.map(|direction| personas.get(&(index, direction)).filter(|text| !text.is_empty()));
-        let [Some(chosen), Some(rejected)] = both else { continue };
-        row.insert("chosen_persona_gold".to_owned(), chosen.clone().into());
-        row.insert("rejected_persona_gold".to_owned(), rejected.clone().into());
+        let found: Vec<(Direction, &String)> = inferred
+            .iter()
+            .filter_map(|direction| Some((*direction, personas.get(&(index, *direction))?)))
+            .filter(|(_, persona)| !persona.is_empty())
+            .collect();
+        if found.len() < inferred.len() {
+            continue;
+        }
+        for (direction, persona) in found {
+            row.insert(format!("{}_persona_gold", direction.as_str()), persona.clone().into());
+        }
         whole.push(row);
     }
-    ensure!(!whole.is_empty(), "no row has both personas: run `infer` with `--direction both`");
+    ensure!(!whole.is_empty(), "no row has a persona for each direction that was inferred");
     write_jsonl(&arguments.out, &whole)?;
     eprintln!("augment: {} rows in {}", whole.len(), arguments.out.display());
     Ok(())

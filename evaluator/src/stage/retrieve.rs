@@ -194,7 +194,7 @@ fn shares(rows: &[Row], train: &[Row], ranks: &[Vec<usize>]) -> Shares {
         };
         shares.num_known += 1;
         shares.top_1 += usize::from(ranks.first().is_some_and(is_wanted));
-        shares.top_5 += usize::from(ranks.iter().any(|place| is_wanted(place)));
+        shares.top_5 += usize::from(ranks.iter().any(is_wanted));
     }
     shares
 }

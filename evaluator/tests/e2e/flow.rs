@@ -29,6 +29,30 @@ fn from_pairs_to_a_report() {
     assert_eq!((augmented.lines().count(), &first["chosen_persona_gold"]), (4, &inferred[0]["persona"]));
 
     succeeds(dir, &["saliency", "--infer", "i", "--cutoff", "1"]);
+    answers_are_generated(dir, &stage, &pairs);
+
+    for verdict in ["logprob", "short", "feedback"] {
+        stage(&["judge", "--a", "g/with", "--b", "g/without", "--verdict", verdict, "--out", verdict]);
+        assert_eq!(rows(dir, verdict).len(), 2 * 2 * 4);
+    }
+    verdicts_are_counted(dir);
+    stage(&["judge", "--a", "g/with", "--verdict", "short", "--out", "absolute"]);
+    stage(&["accuracy", "--infer", "i", "--verdict", "logprob", "--out", "accuracy"]);
+    stage(&["prefs", "--infer", "i", "--verdict", "logprob", "--out", "prefs"]);
+
+    succeeds(dir, &["report", "--runs", ".", "--out", "report.html"]);
+    let page = std::fs::read_to_string(dir.join("report.html")).unwrap();
+    for part in ["g&#x2f;with", "How do I do thing 3?", "<svg", "Accuracy of inferred personas", "Win rates"] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!page.contains("src=") && !page.contains("@import"), "the page needs nothing else");
+    for file in ["win-rates.svg", "win-rates.pdf", "win-rates.csv", "accuracy.svg", "preferences.pdf", "report.json"] {
+        assert!(dir.join("report").join(file).is_file(), "{file}");
+    }
+}
+
+#[track_caller]
+fn answers_are_generated(dir: &std::path::Path, stage: &dyn Fn(&[&str]) -> String, pairs: &str) {
     for (out, inference) in [("g/with", "gold-chosen"), ("g/without", "none")] {
         stage(&[
             "generate",
@@ -47,23 +71,22 @@ fn from_pairs_to_a_report() {
     stage(&[
         "generate",
         "--data",
-        &pairs,
+        pairs,
         "--dataset",
         "BeaverTails",
         "--model-type",
         "fewshot",
         "--fewshot",
-        &pairs,
+        pairs,
         "--inference-type",
         "system",
         "--out",
         "g/few",
     ]);
+}
 
-    for verdict in ["logprob", "short", "feedback"] {
-        stage(&["judge", "--a", "g/with", "--b", "g/without", "--verdict", verdict, "--out", verdict]);
-        assert_eq!(rows(dir, verdict).len(), 2 * 2 * 4);
-    }
+#[track_caller]
+fn verdicts_are_counted(dir: &std::path::Path) {
     let table = succeeds(dir, &["win-rate", "--judge", "logprob", "--judge", "short"]);
     assert!(table.contains("quality:") && table.contains("personalization:") && table.contains("Delta-PQ"), "{table}");
     let summary = read_json(dir.join("logprob/summary.json"));
@@ -72,20 +95,6 @@ fn from_pairs_to_a_report() {
     assert_eq!((judged, &counts["unparsable"]), (4, &json!(0)), "a verdict from log-probabilities is always there");
     // A tiny random model writes no verdicts: they are counted apart and no side gets them.
     assert_eq!(summary["judges"][1]["rubrics"]["quality"]["counts"]["unparsable"], json!(4));
-
-    stage(&["judge", "--a", "g/with", "--verdict", "short", "--out", "absolute"]);
-    stage(&["accuracy", "--infer", "i", "--verdict", "logprob", "--out", "accuracy"]);
-    stage(&["prefs", "--infer", "i", "--verdict", "logprob", "--out", "prefs"]);
-
-    succeeds(dir, &["report", "--runs", ".", "--out", "report.html"]);
-    let page = std::fs::read_to_string(dir.join("report.html")).unwrap();
-    for part in ["g&#x2f;with", "How do I do thing 3?", "<svg", "Accuracy of inferred personas", "Win rates"] {
-        assert!(page.contains(part), "{part}");
-    }
-    assert!(!page.contains("src=") && !page.contains("@import"), "the page needs nothing else");
-    for file in ["win-rates.svg", "win-rates.pdf", "win-rates.csv", "accuracy.svg", "preferences.pdf", "report.json"] {
-        assert!(dir.join("report").join(file).is_file(), "{file}");
-    }
 }
 
 #[test]

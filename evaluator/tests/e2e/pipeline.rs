@@ -77,5 +77,11 @@ fn one_command_runs_all_and_a_killed_one_goes_on() {
     // A second run has nothing to do and starts no engine.
     let output = run(dir, &["pipeline", "p.toml"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && said.contains("judge is done") && !said.contains("server tiny"), "{said}");
+    assert!(
+        output.status.success()
+            && said.contains("judge is done")
+            && said.contains("count is done")
+            && !said.contains("server tiny"),
+        "{said}"
+    );
 }
