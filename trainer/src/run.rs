@@ -287,7 +287,8 @@ pub(crate) fn best_folder(output: &Path) -> std::path::PathBuf {
 
 /// Means of groups into one, weighted by items.
 ///
-/// Items weigh the same whatever their length, as where a reference evaluates with batches of one.
+/// Pairs weigh the same. The likelihood loss of a group is its mean over tokens, so within a group long rows weigh more, as in a
+/// padded batch of as many rows elsewhere.
 #[derive(Default)]
 struct Total {
     num_items: usize,
