@@ -72,6 +72,13 @@ class FakeServer(
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
+    def listen_tls(self, key: bytes, chain: bytes, client_roots: bytes | None = None) -> str:
+        """Listens with TLS too, before `start`; with `client_roots` clients have to prove who they are."""
+        credentials = grpc.ssl_server_credentials(
+            [(key, chain)], root_certificates=client_roots, require_client_auth=client_roots is not None
+        )
+        return f"localhost:{self._server.add_secure_port('localhost:0', credentials)}"
+
     def start(self) -> None:
         self._server.start()
 

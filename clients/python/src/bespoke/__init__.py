@@ -32,7 +32,7 @@ from bespoke.events import (
     TopLogprob,
     Usage,
 )
-from bespoke.options import GenerateOptions, PromptOptions
+from bespoke.options import ConnectOptions, GenerateOptions, PromptOptions
 from bespoke.prompt import Message, Persona, Role, Template
 from bespoke.results import (
     GeneratedChoice,
@@ -56,6 +56,7 @@ __all__ = [
     "Cancelled",
     "Choice",
     "Client",
+    "ConnectOptions",
     "DeadlineExceeded",
     "Delta",
     "Event",

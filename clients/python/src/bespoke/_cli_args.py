@@ -50,6 +50,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.command == "generate" and args.stream is None:
         args.stream = not args.json
+    if (args.client_certificate is None) != (args.client_key is None):
+        raise UsageError("`--client-certificate` and `--client-key` go together")
     if args.timeout is not None and args.timeout <= 0:
         raise UsageError("`--timeout` must be above 0")
     return args
@@ -60,6 +62,10 @@ def _shared() -> argparse.ArgumentParser:
     shared.add_argument(
         "--target", default=DEFAULT_TARGET, metavar="HOST:PORT", help="the server (default: %(default)s)"
     )
+    shared.add_argument("--tls", action="store_true", help="connect with TLS; BESPOKE_TOKEN is the bearer token")
+    shared.add_argument("--root-certificates", metavar="FILE", help="PEM file to trust instead of the system's")
+    shared.add_argument("--client-certificate", metavar="FILE", help="PEM file of this client's certificate chain")
+    shared.add_argument("--client-key", metavar="FILE", help="PEM file of its key")
     shared.add_argument("--timeout", type=float, metavar="SECONDS", help="deadline of the call (default: none)")
     shared.add_argument(
         "--json", action="store_true", help="print one JSON object; a stream: one a line for each event"

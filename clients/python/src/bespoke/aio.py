@@ -12,7 +12,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bespoke import _requests, _responses, errors
-from bespoke._channel import CHANNEL_OPTIONS, DEFAULT_TARGET, REWATCH_SECONDS
+from bespoke._channel import DEFAULT_TARGET, REWATCH_SECONDS, connection
 from bespoke._generated.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from bespoke.events import Event
 from bespoke.results import HealthStatus
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from bespoke.options import GenerateOptions, PromptOptions, RequestOptions
+    from bespoke.options import ConnectOptions, GenerateOptions, PromptOptions, RequestOptions
     from bespoke.results import Generation, RenderedPrompt, Score, ServerInfo, Tokenization
 
 _Message = TypeVar("_Message")
@@ -32,16 +32,18 @@ _Message = TypeVar("_Message")
 class AsyncClient:
     """A connection to one server, made and used inside one running event loop.
 
-    `target` is `HOST:PORT`; `credentials` switch TLS on. Every method takes `timeout` in seconds, the deadline of the
-    call, and raises a `BespokeError` where the call fails, TypeError or ValueError where the request cannot be made.
+    `target` is `HOST:PORT`; `ConnectOptions` says how to connect. Every method takes `timeout` in seconds, the deadline
+    of the call, and raises a `BespokeError` where the call fails, TypeError or ValueError where the request cannot be
+    made.
     Cancelling the task that awaits a method cancels the call.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, **options: Unpack[ConnectOptions]) -> None:
+        credentials, channel_options, self._metadata = connection(target, options)
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(target, options=channel_options)
         else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(target, credentials, options=channel_options)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
         self._model = model_pb2_grpc.ModelServiceStub(self._channel)
@@ -52,14 +54,14 @@ class AsyncClient:
     ) -> Generation:
         """Returns whole answers."""
         request = _requests.generate(prompt, options)
-        return _responses.generation(await _call(self._generation.Generate, request, timeout))
+        return _responses.generation(await self._call(self._generation.Generate, request, timeout))
 
     def stream(
         self, prompt: str | None = None, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncEventStream:
         """Starts a generation and returns its events; leaving the stream early cancels it."""
         request = _requests.generate_stream(prompt, options)
-        return AsyncEventStream(self._generation.GenerateStream(request, timeout=timeout))
+        return AsyncEventStream(self._generation.GenerateStream(request, timeout=timeout, metadata=self._metadata))
 
     async def score(
         self,
@@ -72,21 +74,21 @@ class AsyncClient:
     ) -> Score:
         """Returns the log-probability of a given continuation, text or token ids, token by token."""
         request = _requests.score(prompt, continuation, top_logprobs, options)
-        return _responses.score(await _call(self._generation.Score, request, timeout))
+        return _responses.score(await self._call(self._generation.Score, request, timeout))
 
     async def tokenize(
         self, text: str, *, add_special: bool = False, parse_control: bool = False, timeout: float | None = None
     ) -> Tokenization:
         """Returns the tokens of a text."""
         request = tokenizer_pb2.TokenizeRequest(text=text, add_special=add_special, parse_control=parse_control)
-        return _responses.tokenization(await _call(self._tokenizer.Tokenize, request, timeout))
+        return _responses.tokenization(await self._call(self._tokenizer.Tokenize, request, timeout))
 
     async def detokenize(
         self, token_ids: Sequence[int], *, skip_control: bool = True, timeout: float | None = None
     ) -> str:
         """Returns the text of tokens."""
         request = tokenizer_pb2.DetokenizeRequest(token_ids=token_ids, skip_control=skip_control)
-        return cast("str", (await _call(self._tokenizer.Detokenize, request, timeout)).text)
+        return cast("str", (await self._call(self._tokenizer.Detokenize, request, timeout)).text)
 
     async def render_prompt(
         self,
@@ -98,16 +100,16 @@ class AsyncClient:
     ) -> RenderedPrompt:
         """Returns what a prompt becomes, or with `response` what a training row becomes."""
         request = _requests.render_prompt(prompt, response, options)
-        return _responses.rendered_prompt(await _call(self._tokenizer.RenderPrompt, request, timeout))
+        return _responses.rendered_prompt(await self._call(self._tokenizer.RenderPrompt, request, timeout))
 
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns the facts of the server, its model and its present load."""
         request = model_pb2.GetServerInfoRequest()
-        return _responses.server_info(await _call(self._model.GetServerInfo, request, timeout))
+        return _responses.server_info(await self._call(self._model.GetServerInfo, request, timeout))
 
     async def health(self, *, timeout: float | None = None) -> HealthStatus:
         """Returns what the server's health service says."""
-        return _responses.health(await _call(self._health.Check, health_pb2.HealthCheckRequest(), timeout))
+        return _responses.health(await self._call(self._health.Check, health_pb2.HealthCheckRequest(), timeout))
 
     async def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until the server serves. Raises DeadlineExceeded after `timeout` seconds; None waits for ever."""
@@ -130,7 +132,9 @@ class AsyncClient:
     async def _watch_until_serving(self, deadline: float | None) -> bool:
         """Returns whether the server serves; False where it went away before it did."""
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        watch = self._health.Watch(health_pb2.HealthCheckRequest(), timeout=timeout, wait_for_ready=True)
+        watch = self._health.Watch(
+            health_pb2.HealthCheckRequest(), timeout=timeout, metadata=self._metadata, wait_for_ready=True
+        )
         try:
             while (update := await watch.read()) is not grpc.aio.EOF:
                 if _responses.health(update) is HealthStatus.SERVING:
@@ -142,6 +146,12 @@ class AsyncClient:
         finally:
             watch.cancel()
         return False
+
+    async def _call(self, method: Callable[..., Any], request: _Message, timeout: float | None) -> Any:  # noqa: ANN401
+        try:
+            return await method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_status(cast("errors.RpcStatus", error)) from error
 
 
 class AsyncEventStream(AsyncIterator[Event]):
@@ -186,10 +196,3 @@ class AsyncEventStream(AsyncIterator[Event]):
 
     def __del__(self) -> None:
         self.close()
-
-
-async def _call(method: Callable[..., Any], request: _Message, timeout: float | None) -> Any:  # noqa: ANN401
-    try:
-        return await method(request, timeout=timeout)
-    except grpc.aio.AioRpcError as error:
-        raise errors.from_status(cast("errors.RpcStatus", error)) from error

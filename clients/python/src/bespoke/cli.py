@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bespoke import _cli_output as output
@@ -11,6 +12,7 @@ from bespoke._cli_args import UsageError, parse
 from bespoke.client import Client
 from bespoke.errors import BespokeError
 from bespoke.events import Delta
+from bespoke.options import ConnectOptions
 from bespoke.prompt import Persona
 from bespoke.results import HealthStatus
 
@@ -30,21 +32,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     try:
         args = parse(argv)
-        with Client(args.target) as client:
+        with Client(args.target, **_connect_options(args)) as client:
             return _RUN[args.command](client, args)
     except BespokeError as error:
         output.print_error(error)
         return EXIT_SERVER
-    except (UsageError, TypeError, ValueError) as error:
-        # TypeError and ValueError: the wire cannot carry a parameter.
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes stdout once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except (UsageError, TypeError, ValueError, OSError) as error:
+        # TypeError and ValueError: the wire cannot carry a parameter. OSError: a file of a certificate.
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _connect_options(args: argparse.Namespace) -> ConnectOptions:
+    options = ConnectOptions(token=os.environ.get("BESPOKE_TOKEN"))
+    if args.tls:
+        options["tls"] = True
+    if args.root_certificates is not None:
+        options["root_certificates"] = Path(args.root_certificates).read_bytes()
+    if args.client_certificate is not None:
+        options["client_certificate"] = (
+            Path(args.client_certificate).read_bytes(),
+            Path(args.client_key).read_bytes(),
+        )
+    return options
 
 
 def _generate(client: Client, args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bespoke import _requests, _responses, errors
-from bespoke._channel import CHANNEL_OPTIONS, DEFAULT_TARGET, REWATCH_SECONDS
+from bespoke._channel import DEFAULT_TARGET, REWATCH_SECONDS, connection
 from bespoke._generated.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from bespoke.events import Event
 from bespoke.results import HealthStatus
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from bespoke.options import GenerateOptions, PromptOptions, RequestOptions
+    from bespoke.options import ConnectOptions, GenerateOptions, PromptOptions, RequestOptions
     from bespoke.results import Generation, RenderedPrompt, Score, ServerInfo, Tokenization
 
 _Message = TypeVar("_Message")
@@ -30,15 +30,17 @@ _Message = TypeVar("_Message")
 class Client:
     """A connection to one server; safe to share between threads.
 
-    `target` is `HOST:PORT`; `credentials` switch TLS on. Every method takes `timeout` in seconds, the deadline of the
-    call, and raises a `BespokeError` where the call fails, TypeError or ValueError where the request cannot be made.
+    `target` is `HOST:PORT`; `ConnectOptions` says how to connect. Every method takes `timeout` in seconds, the deadline
+    of the call, and raises a `BespokeError` where the call fails, TypeError or ValueError where the request cannot be
+    made.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(self, target: str = DEFAULT_TARGET, **options: Unpack[ConnectOptions]) -> None:
+        credentials, channel_options, self._metadata = connection(target, options)
         if credentials is None:
-            self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+            self._channel = grpc.insecure_channel(target, options=channel_options)
         else:
-            self._channel = grpc.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+            self._channel = grpc.secure_channel(target, credentials, options=channel_options)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
         self._model = model_pb2_grpc.ModelServiceStub(self._channel)
@@ -49,14 +51,14 @@ class Client:
     ) -> Generation:
         """Returns whole answers."""
         request = _requests.generate(prompt, options)
-        return _responses.generation(_call(self._generation.Generate, request, timeout))
+        return _responses.generation(self._call(self._generation.Generate, request, timeout))
 
     def stream(
         self, prompt: str | None = None, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> EventStream:
         """Starts a generation and returns its events; leaving the stream early cancels it."""
         request = _requests.generate_stream(prompt, options)
-        return EventStream(self._generation.GenerateStream(request, timeout=timeout))
+        return EventStream(self._generation.GenerateStream(request, timeout=timeout, metadata=self._metadata))
 
     def score(
         self,
@@ -69,19 +71,19 @@ class Client:
     ) -> Score:
         """Returns the log-probability of a given continuation, text or token ids, token by token."""
         request = _requests.score(prompt, continuation, top_logprobs, options)
-        return _responses.score(_call(self._generation.Score, request, timeout))
+        return _responses.score(self._call(self._generation.Score, request, timeout))
 
     def tokenize(
         self, text: str, *, add_special: bool = False, parse_control: bool = False, timeout: float | None = None
     ) -> Tokenization:
         """Returns the tokens of a text."""
         request = tokenizer_pb2.TokenizeRequest(text=text, add_special=add_special, parse_control=parse_control)
-        return _responses.tokenization(_call(self._tokenizer.Tokenize, request, timeout))
+        return _responses.tokenization(self._call(self._tokenizer.Tokenize, request, timeout))
 
     def detokenize(self, token_ids: Sequence[int], *, skip_control: bool = True, timeout: float | None = None) -> str:
         """Returns the text of tokens."""
         request = tokenizer_pb2.DetokenizeRequest(token_ids=token_ids, skip_control=skip_control)
-        return cast("str", _call(self._tokenizer.Detokenize, request, timeout).text)
+        return cast("str", self._call(self._tokenizer.Detokenize, request, timeout).text)
 
     def render_prompt(
         self,
@@ -93,15 +95,15 @@ class Client:
     ) -> RenderedPrompt:
         """Returns what a prompt becomes, or with `response` what a training row becomes."""
         request = _requests.render_prompt(prompt, response, options)
-        return _responses.rendered_prompt(_call(self._tokenizer.RenderPrompt, request, timeout))
+        return _responses.rendered_prompt(self._call(self._tokenizer.RenderPrompt, request, timeout))
 
     def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns the facts of the server, its model and its present load."""
-        return _responses.server_info(_call(self._model.GetServerInfo, model_pb2.GetServerInfoRequest(), timeout))
+        return _responses.server_info(self._call(self._model.GetServerInfo, model_pb2.GetServerInfoRequest(), timeout))
 
     def health(self, *, timeout: float | None = None) -> HealthStatus:
         """Returns what the server's health service says."""
-        return _responses.health(_call(self._health.Check, health_pb2.HealthCheckRequest(), timeout))
+        return _responses.health(self._call(self._health.Check, health_pb2.HealthCheckRequest(), timeout))
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until the server serves. Raises DeadlineExceeded after `timeout` seconds; None waits for ever."""
@@ -124,7 +126,9 @@ class Client:
     def _watch_until_serving(self, deadline: float | None) -> bool:
         """Returns whether the server serves; False where it went away before it did."""
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        watch = self._health.Watch(health_pb2.HealthCheckRequest(), timeout=timeout, wait_for_ready=True)
+        watch = self._health.Watch(
+            health_pb2.HealthCheckRequest(), timeout=timeout, metadata=self._metadata, wait_for_ready=True
+        )
         try:
             return any(_responses.health(update) is HealthStatus.SERVING for update in watch)
         except grpc.RpcError as error:
@@ -134,6 +138,12 @@ class Client:
             raise failure from error
         finally:
             watch.cancel()
+
+    def _call(self, method: Callable[..., Any], request: _Message, timeout: float | None) -> Any:  # noqa: ANN401
+        try:
+            return method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise errors.from_status(cast("errors.RpcStatus", error)) from error
 
 
 class EventStream(Iterator[Event]):
@@ -174,10 +184,3 @@ class EventStream(Iterator[Event]):
 
     def __del__(self) -> None:
         self.close()
-
-
-def _call(method: Callable[..., Any], request: _Message, timeout: float | None) -> Any:  # noqa: ANN401
-    try:
-        return method(request, timeout=timeout)
-    except grpc.RpcError as error:
-        raise errors.from_status(cast("errors.RpcStatus", error)) from error

@@ -8,11 +8,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Literal, Union
 
+    import grpc
+
     from bespoke.prompt import Message, Persona, Template
 
     MessageLike = Union[Message, Mapping[str, str]]
     PersonaLike = Union[Persona, str]
     TemplateLike = Union[Template, Literal["paper", "chat", "none"]]
+
+
+class ConnectOptions(TypedDict, total=False):
+    """How a client connects.
+
+    `tls` switches TLS on, as certificates do by themselves; `root_certificates` are trusted instead of the system's,
+    and `client_certificate` is this client's own chain and its key, all in PEM. `credentials` stand for all three.
+    `token` is a bearer token. `retries` is how often a call that the server has not begun to answer is tried again
+    while the server is UNAVAILABLE, 0 to 4; default 4.
+    """
+
+    credentials: grpc.ChannelCredentials | None
+    tls: bool
+    root_certificates: bytes | None
+    client_certificate: tuple[bytes, bytes] | None
+    token: str | None
+    retries: int | None
 
 
 class PromptOptions(TypedDict, total=False):
