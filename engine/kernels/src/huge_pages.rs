@@ -1,4 +1,4 @@
-//! Memory for packed weights: zeroed, aligned to 2 MiB, and backed by huge pages where the system gives them.
+//! Memory for weights and large buffers: zeroed, aligned to 2 MiB, and backed by huge pages where the system gives them.
 //!
 //! A product reads every weight once, so its speed at one row is that of memory; with 4 KiB pages half of it is lost
 //! to address translation (measured here: 27 GB/s against 58 GB/s for a working set of 100 MiB).
@@ -45,6 +45,26 @@ impl HugePages {
     }
 }
 
+impl AsRef<[u8]> for HugePages {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+/// Zeros, in huge pages where there are enough of them and the system gives them.
+pub fn zeros_on_huge_pages(len: usize) -> Vec<f32> {
+    /// Size of the pages whose address an advice must have.
+    const PAGE: usize = 4096;
+    let mut zeros = Vec::<f32>::with_capacity(len);
+    let bytes = len * size_of::<f32>();
+    if bytes >= 2 * HUGE_PAGE {
+        let start = zeros.as_mut_ptr().cast::<u8>().map_addr(|at| at.next_multiple_of(PAGE));
+        advise(start, bytes - PAGE);
+    }
+    zeros.resize(len, 0.0);
+    zeros
+}
+
 impl Drop for HugePages {
     fn drop(&mut self) {
         unmap(self.mapping.0, self.mapping.1);
@@ -71,7 +91,7 @@ fn unmap(start: NonNull<u8>, len: usize) {
 /// Asks for huge pages. A refusal costs speed, not correctness, so it is not reported.
 #[cfg(target_os = "linux")]
 fn advise(start: *mut u8, len: usize) {
-    // SAFETY: the range lies in a mapping that the caller has just made; the advice does not change its contents.
+    // SAFETY: the range lies in memory that the caller has just made; the advice does not change its contents.
     unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
 }
 
@@ -98,6 +118,14 @@ fn layout(len: usize) -> std::alloc::Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_buffers_are_zeros_too() {
+        for len in [0, 1, HUGE_PAGE / 2 - 1, HUGE_PAGE] {
+            let zeros = zeros_on_huge_pages(len);
+            assert!(zeros.len() == len && zeros.iter().all(|&zero| zero == 0.0));
+        }
+    }
 
     #[test]
     fn memory_is_aligned_zeroed_and_writable_to_its_end() {

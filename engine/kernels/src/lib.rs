@@ -39,6 +39,7 @@ mod training;
 pub use attention::{Attention, AttentionRow, KvBuffer, KvDType, KvShape};
 pub use dtype::DType;
 pub use error::KernelsError;
+pub use huge_pages::zeros_on_huge_pages;
 pub use isa::Isa;
 pub use kernels::Kernels;
 pub use matrix::Matrix;

@@ -29,4 +29,11 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: the range lies in the borrowed slice by the assertion, and is not aliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
     }
+
+    /// The start of a part, for rows that other tasks' rows lie between. To use it is unsafe for the reason of [`SharedMut::part`].
+    #[inline]
+    pub(crate) fn pointer(&self, range: Range<usize>) -> *mut T {
+        assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {}", self.len);
+        self.start.wrapping_add(range.start)
+    }
 }

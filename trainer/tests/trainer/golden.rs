@@ -240,7 +240,9 @@ fn five_dpo_steps_match() {
     for step in 0..5 {
         let (loss, gradients) = dpo(&mut pass, &lora, &golden.pair(step % 2), DpoLoss::Sigmoid);
         assert_near(loss.loss, &golden.expected["dpo"]["steps"][step]["loss"], 1e-5, "loss");
-        assert_near(loss.rewards[0], &trl["dpo"]["rewards/chosen"][step], 1e-5, "reward");
+        assert_near(loss.rewards[0], &golden.expected["dpo"]["steps"][step]["rewards_chosen"], 2e-6, "reward");
+        // TRL adds log-probabilities up to -598 in single precision, in steps of 6e-5, for model and reference; `beta` is 0.1.
+        assert_near(loss.rewards[0], &trl["dpo"]["rewards/chosen"][step], 2e-5, "reward of TRL");
         optimizer.update(&mut lora.values, &gradients, LEARNING_RATE);
     }
     let distance = golden.change_distance(&lora, &golden.adapter("adapter_after5_dpo"));

@@ -2,16 +2,20 @@
 //!
 //! A **tree** is a run of rows with a common start: its segments follow each other, and each sees its *prefix*, an earlier segment,
 //! and its own rows up to itself. A plain sequence is a tree of one segment; a preference pair is a prompt with two answers. A task
-//! takes one tree and one key/value head. The forward pass keeps the logarithm of each row's sum; the backward pass computes
+//! takes one tree and one query head; gradients of keys and values are added up over the heads that share them afterwards, in
+//! order. The forward pass keeps the logarithm of each row's sum; the backward pass computes
 //! the probabilities again from it, a block of queries at a time, so that queries x keys are never held whole.
 //!
 //! **Source**: Dao et al., 2022 (FlashAttention), algorithm 4, with whole rows of scores in place of blocks of keys.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
+use super::ahead::Ahead;
+use super::left::Left;
 use super::pack::Panels;
-use super::product::multiply;
-use super::table::{PANEL_COLS, TrainingTable};
+use super::product::{Out, multiply};
+use super::table::TrainingTable;
 use super::view::View;
 use crate::shared::SharedMut;
 use crate::{Pool, reduce};
@@ -84,11 +88,21 @@ impl Tree {
     }
 }
 
-/// One tree and one key/value head.
+/// One tree and one query head.
 struct Job<'a> {
     args: &'a CausalAttention<'a>,
     table: &'static TrainingTable,
-    kv_head: usize,
+    head: usize,
+}
+
+/// Rows whose gradients of keys or values a task adds up over heads.
+const TASK_ROWS: usize = 32;
+
+thread_local! {
+    /// Buffers of the task that a thread is at.
+    static SCRATCH: RefCell<(Context, Work)> = RefCell::default();
+    /// Gradients of keys and values by query head, of the call that a thread is at.
+    static BY_HEAD: RefCell<[Vec<f32>; 2]> = RefCell::default();
 }
 
 /// The keys and values that a segment sees, gathered and packed as its products need them.
@@ -123,9 +137,9 @@ impl CausalAttention<'_> {
     }
 
     fn jobs(&self, table: &'static TrainingTable, pool: &Pool, run: impl Fn(&Job<'_>, &Tree) + Sync) {
-        pool.run(self.trees.len() * self.kv_heads, |task| {
-            let job = Job { args: self, table, kv_head: task % self.kv_heads };
-            run(&job, &self.trees[task / self.kv_heads]);
+        pool.run(self.trees.len() * self.heads, |task| {
+            let job = Job { args: self, table, head: task % self.heads };
+            run(&job, &self.trees[task / self.heads]);
         });
     }
 
@@ -148,19 +162,44 @@ impl CausalAttention<'_> {
         self.check(rows);
         assert!(attended.out.len() == self.q.len() && attended.d_out.len() == self.q.len(), "outputs");
         assert!(d_q.len() == self.q.len() && d_k.len() == self.k.len() && d_v.len() == self.v.len(), "gradients");
-        let gradients = [SharedMut::new(d_q), SharedMut::new(d_k), SharedMut::new(d_v)];
-        self.jobs(table, pool, |job, tree| job.backward(tree, attended, &gradients));
+        let d_q = SharedMut::new(d_q);
+        BY_HEAD.with_borrow_mut(|by_head| {
+            by_head.iter_mut().for_each(|values| values.resize(self.q.len(), 0.0));
+            let [by_head_k, by_head_v] = by_head;
+            let gradients = [&d_q, &SharedMut::new(by_head_k), &SharedMut::new(by_head_v)];
+            self.jobs(table, pool, |job, tree| job.backward(tree, attended, gradients));
+            self.add_heads(pool, by_head_k, d_k);
+            self.add_heads(pool, by_head_v, d_v);
+        });
+    }
+
+    /// Adds up what the query heads of each key/value head found.
+    fn add_heads(&self, pool: &Pool, by_head: &[f32], out: &mut [f32]) {
+        let (row_len, out_len) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let rows = out.len() / out_len;
+        let out = SharedMut::new(out);
+        pool.run(rows.div_ceil(TASK_ROWS), |task| {
+            let rows = task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS);
+            // SAFETY: tasks have disjoint rows.
+            let out = unsafe { out.part(rows.start * out_len..rows.end * out_len) };
+            let groups = by_head[rows.start * row_len..].chunks_exact(row_len / self.kv_heads);
+            for (out, group) in out.chunks_exact_mut(self.head_dim).zip(groups) {
+                let mut heads = group.chunks_exact(self.head_dim);
+                out.copy_from_slice(heads.next().expect("invariant: `check` found heads"));
+                heads.for_each(|head| out.iter_mut().zip(head).for_each(|(out, head)| *out += head));
+            }
+        });
     }
 }
 
 impl Job<'_> {
     fn context(&self, segment: &Segment, context: &mut Context, backward: bool) -> usize {
         let (args, len) = (self.args, self.args.head_dim);
-        let stride = args.kv_heads * len;
+        let (stride, kv_head) = (args.kv_heads * len, self.head / (args.heads / args.kv_heads));
         let rows = || segment.prefix.clone().chain(segment.rows.clone());
         for (from, to) in [(args.k, &mut context.k), (args.v, &mut context.v)] {
             to.clear();
-            rows().for_each(|row| to.extend_from_slice(&from[row * stride + self.kv_head * len..][..len]));
+            rows().for_each(|row| to.extend_from_slice(&from[row * stride + kv_head * len..][..len]));
         }
         let num = context.k.len() / len;
         let (k, v) = (View::new(&context.k, num, len), View::new(&context.v, num, len));
@@ -174,38 +213,52 @@ impl Job<'_> {
         num
     }
 
-    /// The query heads that read this key/value head.
-    fn query_heads(&self) -> Range<usize> {
-        let group = self.args.heads / self.args.kv_heads;
-        self.kv_head * group..(self.kv_head + 1) * group
-    }
-
     /// Which places of its context row `row` of a segment sees.
     fn visible(&self, prefix: usize, row: usize) -> Range<usize> {
         let end = prefix + row + 1;
         self.args.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
-    /// Rows of one head in a tensor `(rows, heads, head_dim)`.
-    fn head<'a>(&self, data: &'a [f32], rows: &Range<usize>, head: usize) -> View<'a> {
+    /// Rows of the head in a tensor `(rows, heads, head_dim)`.
+    fn rows_of<'a>(&self, data: &'a [f32], rows: &Range<usize>) -> View<'a> {
         let (len, stride) = (self.args.head_dim, self.args.heads * self.args.head_dim);
-        View::strided(&data[rows.start * stride + head * len..], rows.len(), len, stride)
+        View::strided(&data[rows.start * stride + self.head * len..], rows.len(), len, stride)
+    }
+
+    /// Where the head's part of a row begins in such a tensor.
+    fn place(&self, row: usize) -> usize {
+        (row * self.args.heads + self.head) * self.args.head_dim
+    }
+
+    /// The head's part of a row.
+    ///
+    /// # Safety
+    /// Nobody else uses it at the same time.
+    #[allow(clippy::mut_from_ref, reason = "as of `SharedMut::part`")]
+    unsafe fn part<'a>(&self, data: &'a SharedMut<'_>, row: usize) -> &'a mut [f32] {
+        let at = self.place(row);
+        // SAFETY: the caller's promise.
+        unsafe { data.part(at..at + self.args.head_dim) }
+    }
+
+    /// The queries of a segment, some at a time.
+    fn blocks(segment: &Segment) -> impl Iterator<Item = Block> {
+        let (rows, prefix) = (segment.rows.clone(), segment.prefix.len());
+        (0..rows.len()).step_by(QUERIES).map(move |first| {
+            let last = rows.len().min(first + QUERIES);
+            Block { rows: rows.start + first..rows.start + last, first, prefix }
+        })
     }
 
     fn forward(&self, tree: &Tree, out: &SharedMut<'_>, log_sums: &SharedMut<'_>) {
-        let (mut context, mut scores) = (Context::default(), Vec::new());
-        for segment in &tree.segments {
-            let num = self.context(segment, &mut context, false);
-            for first in (0..segment.rows.len()).step_by(QUERIES) {
-                let last = segment.rows.len().min(first + QUERIES);
-                let rows = segment.rows.start + first..segment.rows.start + last;
-                for head in self.query_heads() {
-                    let block = Block { rows: rows.clone(), first, prefix: segment.prefix.len(), head };
-                    scores.resize(QUERIES * num.next_multiple_of(PANEL_COLS), 0.0);
-                    self.forward_block(&block, &context, &mut scores, (out, log_sums));
-                }
+        SCRATCH.with_borrow_mut(|(context, work)| {
+            for segment in &tree.segments {
+                let num = self.context(segment, context, false);
+                work.p.resize(QUERIES * num, 0.0);
+                Job::blocks(segment)
+                    .for_each(|block| self.forward_block(&block, context, &mut work.p, (out, log_sums)));
             }
-        }
+        });
     }
 
     fn forward_block(
@@ -215,9 +268,8 @@ impl Job<'_> {
         scores: &mut [f32],
         (out, log_sums): (&SharedMut<'_>, &SharedMut<'_>),
     ) {
-        let (args, len, head) = (self.args, self.args.head_dim, block.head);
-        let end = block.end();
-        self.scores(&self.head(args.q, &block.rows, head), &context.k_transposed, end, scores);
+        let (args, end) = (self.args, block.end());
+        product(self.table, &self.rows_of(args.q, &block.rows), (&context.k_transposed, end), scores, false);
         let mut sums = [0.0; QUERIES];
         for (i, scores) in scores.chunks_exact_mut(end).take(block.rows.len()).enumerate() {
             let visible = self.visible(block.prefix, block.first + i);
@@ -227,59 +279,52 @@ impl Job<'_> {
             let max = reduce::max(scores) * args.scale;
             // SAFETY: `Kernels` chose the table among those that this processor can run.
             sums[i] = unsafe { (self.table.exp_sum)(scores, args.scale, max) };
-            let at = (block.rows.start + i) * args.heads + head;
+            let at = (block.rows.start + i) * args.heads + self.head;
             // SAFETY: tasks have disjoint rows or heads.
             let log_sum = unsafe { log_sums.part(at..at + 1) };
             log_sum[0] = max + sums[i].ln();
         }
         let p = View::new(&scores[..block.rows.len() * end], block.rows.len(), end);
-        multiply(self.table, &p, (&context.v_panels, len), |row, col, values| {
-            let at = ((block.rows.start + row) * args.heads + head) * len + col;
+        // SAFETY: as above.
+        unsafe { self.write_head(&p, &context.v_panels, block, out) };
+        for (row, sum) in block.rows.clone().zip(sums) {
             // SAFETY: as above.
-            let out = unsafe { out.part(at..at + values.len()) };
-            let factor = 1.0 / sums[row];
-            out.iter_mut().zip(values).for_each(|(out, value)| *out = value * factor);
-        });
+            unsafe { (self.table.scale)(self.part(out, row), 1.0 / sum) };
+        }
     }
 
-    /// Products of a block of rows with `end` columns of panels, into rows of `end`.
-    fn scores(&self, left: &View<'_>, panels: &Panels, end: usize, scores: &mut [f32]) {
-        multiply(self.table, left, (panels, end), |row, col, values| {
-            scores[row * end + col..][..values.len()].copy_from_slice(values);
-        });
+    /// Writes a product to the rows of a block, in a tensor `(rows, heads, head_dim)`.
+    ///
+    /// # Safety
+    /// Nobody else uses these rows of this head.
+    unsafe fn write_head(&self, left: &View<'_>, panels: &Panels, block: &Block, out: &SharedMut<'_>) {
+        let (args, len) = (self.args, self.args.head_dim);
+        let out = Out { floats: out, start: self.place(block.rows.start), stride: args.heads * len, add: false };
+        let left = Left::lying(left);
+        // SAFETY: the caller's promise.
+        unsafe { multiply(self.table, (&left, 0..left.num_tiles()), (panels, len), &out, &mut Ahead::none()) };
     }
 
-    fn backward(&self, tree: &Tree, attended: &Attended<'_>, [d_q, d_k, d_v]: &[SharedMut<'_>; 3]) {
-        let (len, start) = (self.args.head_dim, tree.rows().start);
-        let mut context = Context::default();
-        let mut work = Work::default();
-        let mut tree_k = vec![0.0; tree.rows().len() * len];
-        let mut tree_v = tree_k.clone();
-        for segment in &tree.segments {
-            let num = self.context(segment, &mut context, true);
-            work.begin(num, len);
-            for first in (0..segment.rows.len()).step_by(QUERIES) {
-                let last = segment.rows.len().min(first + QUERIES);
-                let rows = segment.rows.start + first..segment.rows.start + last;
-                for head in self.query_heads() {
-                    let block = Block { rows: rows.clone(), first, prefix: segment.prefix.len(), head };
-                    self.backward_block(&block, (&context, attended), &mut work, d_q);
+    fn backward(&self, tree: &Tree, attended: &Attended<'_>, [d_q, d_k, d_v]: [&SharedMut<'_>; 3]) {
+        let len = self.args.head_dim;
+        for (row, gradient) in tree.rows().flat_map(|row| [(row, d_k), (row, d_v)]) {
+            // SAFETY: tasks have disjoint rows or heads.
+            unsafe { self.part(gradient, row) }.fill(0.0);
+        }
+        SCRATCH.with_borrow_mut(|(context, work)| {
+            for segment in &tree.segments {
+                let num = self.context(segment, context, true);
+                work.begin(num, len);
+                Job::blocks(segment).for_each(|block| self.backward_block(&block, (context, attended), work, d_q));
+                for (place, row) in segment.prefix.clone().chain(segment.rows.clone()).enumerate() {
+                    for (from, to) in [(&work.d_k, d_k), (&work.d_v, d_v)] {
+                        let from = &from[place * len..(place + 1) * len];
+                        // SAFETY: as above.
+                        unsafe { self.part(to, row) }.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+                    }
                 }
             }
-            for (place, row) in segment.prefix.clone().chain(segment.rows.clone()).enumerate() {
-                for (from, to) in [(&work.d_k, &mut tree_k), (&work.d_v, &mut tree_v)] {
-                    let to = &mut to[(row - start) * len..][..len];
-                    to.iter_mut().zip(&from[place * len..]).for_each(|(to, from)| *to += from);
-                }
-            }
-        }
-        for (from, to) in [(&tree_k, d_k), (&tree_v, d_v)] {
-            for (row, from) in tree.rows().zip(from.chunks_exact(len)) {
-                let at = (row * self.args.kv_heads + self.kv_head) * len;
-                // SAFETY: tasks have disjoint rows or heads.
-                unsafe { to.part(at..at + len) }.copy_from_slice(from);
-            }
-        }
+        });
     }
 
     fn backward_block(
@@ -289,25 +334,26 @@ impl Job<'_> {
         work: &mut Work,
         d_q: &SharedMut<'_>,
     ) {
-        let (args, len, head, end) = (self.args, self.args.head_dim, block.head, block.end());
-        let q = self.head(args.q, &block.rows, head);
-        let d_out = self.head(attended.d_out, &block.rows, head);
-        let out = self.head(attended.out, &block.rows, head);
+        let (args, len, end) = (self.args, self.args.head_dim, block.end());
+        let q = self.rows_of(args.q, &block.rows);
+        let d_out = self.rows_of(attended.d_out, &block.rows);
+        let out = self.rows_of(attended.out, &block.rows);
         let Work { p, d_p, d_k, d_v, panels } = work;
-        self.scores(&q, &context.k_transposed, end, p);
-        self.scores(&d_out, &context.v_transposed, end, d_p);
+        product(self.table, &q, (&context.k_transposed, end), p, false);
+        product(self.table, &d_out, (&context.v_transposed, end), d_p, false);
         let num_rows = block.rows.len();
         for i in 0..num_rows {
             let visible = self.visible(block.prefix, block.first + i);
             let p = &mut p[i * end..(i + 1) * end];
             p[..visible.start].fill(0.0);
             p[visible.end..].fill(0.0);
-            let log_sum = attended.log_sums[(block.rows.start + i) * args.heads + head];
+            let log_sum = attended.log_sums[(block.rows.start + i) * args.heads + self.head];
             // SAFETY: `Kernels` chose the table among those that this processor can run.
             unsafe { (self.table.exp_sum)(&mut p[visible], args.scale, log_sum) };
         }
         panels.pack(self.table, &d_out, 0..num_rows, 0..len);
-        add_product(self.table, &View::new(&p[..num_rows * end], num_rows, end).transposed(), (panels, len), d_v);
+        let probabilities = View::new(&p[..num_rows * end], num_rows, end);
+        product(self.table, &probabilities.transposed(), (panels, len), d_v, true);
         for i in 0..num_rows {
             let range = i * end..(i + 1) * end;
             // SAFETY: as above.
@@ -318,12 +364,9 @@ impl Job<'_> {
         }
         let d_scores = View::new(&p[..num_rows * end], num_rows, end);
         panels.pack(self.table, &q, 0..num_rows, 0..len);
-        add_product(self.table, &d_scores.transposed(), (panels, len), d_k);
-        multiply(self.table, &d_scores, (&context.k_panels, len), |row, col, values| {
-            let at = ((block.rows.start + row) * args.heads + head) * len + col;
-            // SAFETY: tasks have disjoint rows or heads.
-            unsafe { d_q.part(at..at + values.len()) }.copy_from_slice(values);
-        });
+        product(self.table, &d_scores.transposed(), (panels, len), d_k, true);
+        // SAFETY: tasks have disjoint rows or heads.
+        unsafe { self.write_head(&d_scores, &context.k_panels, block, d_q) };
     }
 }
 
@@ -334,7 +377,6 @@ struct Block {
     first: usize,
     /// Length of the segment's prefix.
     prefix: usize,
-    head: usize,
 }
 
 impl Block {
@@ -365,9 +407,10 @@ impl Work {
     }
 }
 
-fn add_product(table: &TrainingTable, left: &View<'_>, (panels, cols): (&Panels, usize), out: &mut [f32]) {
-    multiply(table, left, (panels, cols), |row, col, values| {
-        let out = &mut out[row * cols + col..][..values.len()];
-        out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
-    });
+/// Writes or adds a product with `cols` packed columns to rows of so many.
+fn product(table: &TrainingTable, left: &View<'_>, (panels, cols): (&Panels, usize), out: &mut [f32], add: bool) {
+    let (left, out) = (Left::lying(left), SharedMut::new(out));
+    let out = Out { floats: &out, start: 0, stride: cols, add };
+    // SAFETY: `out` is borrowed mutably here alone.
+    unsafe { multiply(table, (&left, 0..left.num_tiles()), (panels, cols), &out, &mut Ahead::none()) };
 }

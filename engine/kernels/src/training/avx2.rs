@@ -3,55 +3,112 @@
 use std::arch::x86_64::*;
 
 use super::scalar;
-use super::table::{PANEL_COLS, TILE_ROWS, Tile, TileOut};
+use super::table::{PANEL_COLS, Place, TILE_ROWS, Tile};
 use crate::elementwise::avx2::{add_lanes, exp};
 
 const LANES: usize = 8;
 
+/// Steps along the depth between two jumps.
+const UNROLL: usize = 4;
+
 /// Twelve sums, two vectors of the panel and two broadcast values take all 16 registers.
+///
+/// # Safety
+/// As `scalar::tile`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn tile(tile: &Tile<'_>, out: &mut TileOut) {
+pub(super) unsafe fn tile(tile: &Tile<'_>, place: Place) {
     tile.check();
-    // SAFETY: `check` asserted that every element of the tile lies in its slice.
+    // SAFETY: `check` asserted that every element of the tile lies in its slice; the place is the caller's promise. Rows that
+    // are interleaved get their own code, in which all distances are constants.
     unsafe {
-        match tile.num_rows {
-            1 => rows::<1>(tile, out),
-            2 => rows::<2>(tile, out),
-            3 => rows::<3>(tile, out),
-            4 => rows::<4>(tile, out),
-            5 => rows::<5>(tile, out),
-            _ => rows::<TILE_ROWS>(tile, out),
+        match (tile.num_rows, tile.row_stride, tile.col_stride) {
+            (TILE_ROWS, 1, TILE_ROWS) => rows::<TILE_ROWS, true>(tile, place),
+            (1, ..) => rows::<1, false>(tile, place),
+            (2, ..) => rows::<2, false>(tile, place),
+            (3, ..) => rows::<3, false>(tile, place),
+            (4, ..) => rows::<4, false>(tile, place),
+            (5, ..) => rows::<5, false>(tile, place),
+            _ => rows::<TILE_ROWS, false>(tile, place),
         }
     }
 }
 
 /// # Safety
-/// `Tile::check` has passed, and the tile has at least `N` rows.
+/// `Tile::check` has passed, the tile has at least `N` rows, interleaved if `INTERLEAVED`, and so has the place.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn rows<const N: usize>(tile: &Tile<'_>, out: &mut TileOut) {
+unsafe fn rows<const N: usize, const INTERLEAVED: bool>(tile: &Tile<'_>, place: Place) {
     let mut sums = [[_mm256_setzero_ps(); 2]; N];
-    let mut panel = tile.panel.as_ptr();
-    let mut left = tile.left.as_ptr();
-    let (row_stride, col_stride) = (tile.row_stride, tile.col_stride);
-    for _ in 0..tile.depth {
-        // SAFETY: `check` asserted `depth` rows of the panel, and the left element `(N - 1, depth - 1)`.
-        let right = unsafe { [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(LANES))] };
-        for (i, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: as above.
-            let value = unsafe { _mm256_broadcast_ss(&*left.wrapping_add(i * row_stride)) };
-            sums[0] = _mm256_fmadd_ps(value, right[0], sums[0]);
-            sums[1] = _mm256_fmadd_ps(value, right[1], sums[1]);
+    let (row_stride, col_stride) = if INTERLEAVED { (1, TILE_ROWS) } else { (tile.row_stride, tile.col_stride) };
+    let (mut panel, mut left) = (tile.panel.as_ptr(), tile.left.as_ptr());
+    for _ in 0..tile.depth / UNROLL {
+        for k in 0..UNROLL {
+            // SAFETY: `check` asserted `depth` rows of the panel, and the left element `(N - 1, depth - 1)`.
+            unsafe {
+                term(left.wrapping_add(k * col_stride), row_stride, panel.wrapping_add(k * PANEL_COLS), &mut sums)
+            };
         }
+        panel = panel.wrapping_add(UNROLL * PANEL_COLS);
+        left = left.wrapping_add(UNROLL * col_stride);
+    }
+    for _ in 0..tile.depth % UNROLL {
+        // SAFETY: as above.
+        unsafe { term(left, row_stride, panel, &mut sums) };
         panel = panel.wrapping_add(PANEL_COLS);
         left = left.wrapping_add(col_stride);
     }
-    for (sums, out) in sums.iter().zip(out.as_chunks_mut::<PANEL_COLS>().0) {
-        // SAFETY: `out` is 16 floats, two vectors.
-        unsafe {
-            _mm256_storeu_ps(out.as_mut_ptr(), sums[0]);
-            _mm256_storeu_ps(out.as_mut_ptr().add(LANES), sums[1]);
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (half, sum) in sums.into_iter().enumerate() {
+            // SAFETY: the place has `N` rows of two vectors.
+            unsafe {
+                let out = place.start.add(i * place.stride + half * LANES);
+                let sum = if place.add { _mm256_add_ps(_mm256_loadu_ps(out), sum) } else { sum };
+                _mm256_storeu_ps(out, sum);
+            }
         }
+    }
+}
+
+/// Adds one column of the left factor times one line of the panel.
+///
+/// # Safety
+/// `N` floats from `left` on, `row_stride` apart, and [`PANEL_COLS`] from `panel` on can be read.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn term<const N: usize>(left: *const f32, row_stride: usize, panel: *const f32, sums: &mut [[__m256; 2]; N]) {
+    // SAFETY: the caller's promise.
+    let right = unsafe { [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(LANES))] };
+    for (i, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let value = unsafe { _mm256_broadcast_ss(&*left.add(i * row_stride)) };
+        sums[0] = _mm256_fmadd_ps(value, right[0], sums[0]);
+        sums[1] = _mm256_fmadd_ps(value, right[1], sums[1]);
+    }
+}
+
+/// As `scalar::interleave`, in squares of eight: of eight lanes that are stored the last two are overwritten by the next store.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn interleave(rows: &[f32], stride: usize, num_rows: usize, out: &mut [f32]) {
+    let len = out.len() / TILE_ROWS;
+    // The last store of the last square would end behind the slice.
+    let whole = len.saturating_sub(1) / LANES * LANES;
+    if num_rows < TILE_ROWS {
+        return scalar::interleave(rows, stride, num_rows, out);
+    }
+    assert!(rows.len() >= (TILE_ROWS - 1) * stride + len, "six rows of {len}");
+    for at in (0..whole).step_by(LANES) {
+        let row = |i: usize| rows.as_ptr().wrapping_add(i.min(TILE_ROWS - 1) * stride + at);
+        // SAFETY: six rows of eight floats from column `at` on lie in `rows` by the assertion; the last one is read three times.
+        // Store `k` of a square ends at `6 (at + k) + 8 <= 6 (whole - 1) + 8 <= 6 len`, as `len > whole`.
+        unsafe {
+            let lines = transposed([0, 1, 2, 3, 4, 5, 6, 7].map(|i| _mm256_loadu_ps(row(i))));
+            for (k, line) in lines.into_iter().enumerate() {
+                _mm256_storeu_ps(out.as_mut_ptr().add((at + k) * TILE_ROWS), line);
+            }
+        }
+    }
+    for (k, out) in out.as_chunks_mut::<TILE_ROWS>().0.iter_mut().enumerate().skip(whole) {
+        (0..TILE_ROWS).for_each(|i| out[i] = rows[i * stride + k]);
     }
 }
 
@@ -84,7 +141,16 @@ pub(super) fn transpose(rows: &[f32], stride: usize, len: usize, panel: &mut [f3
 #[inline]
 unsafe fn square(from: *const f32, stride: usize, to: *mut f32) {
     // SAFETY: the caller's promise.
-    let r: [__m256; LANES] = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| unsafe { _mm256_loadu_ps(from.add(i * stride)) });
+    let lines = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| unsafe { _mm256_loadu_ps(from.add(i * stride)) });
+    for (i, line) in transposed(lines).into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_storeu_ps(to.add(i * PANEL_COLS), line) };
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn transposed(r: [__m256; LANES]) -> [__m256; LANES] {
     let (a0, a1) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
     let (a2, a3) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
     let (a4, a5) = (_mm256_unpacklo_ps(r[4], r[5]), _mm256_unpackhi_ps(r[4], r[5]));
@@ -93,7 +159,7 @@ unsafe fn square(from: *const f32, stride: usize, to: *mut f32) {
     let (b2, b3) = (_mm256_shuffle_ps::<0x44>(a1, a3), _mm256_shuffle_ps::<0xEE>(a1, a3));
     let (b4, b5) = (_mm256_shuffle_ps::<0x44>(a4, a6), _mm256_shuffle_ps::<0xEE>(a4, a6));
     let (b6, b7) = (_mm256_shuffle_ps::<0x44>(a5, a7), _mm256_shuffle_ps::<0xEE>(a5, a7));
-    let out = [
+    [
         _mm256_permute2f128_ps::<0x20>(b0, b4),
         _mm256_permute2f128_ps::<0x20>(b1, b5),
         _mm256_permute2f128_ps::<0x20>(b2, b6),
@@ -102,11 +168,7 @@ unsafe fn square(from: *const f32, stride: usize, to: *mut f32) {
         _mm256_permute2f128_ps::<0x31>(b1, b5),
         _mm256_permute2f128_ps::<0x31>(b2, b6),
         _mm256_permute2f128_ps::<0x31>(b3, b7),
-    ];
-    for (i, line) in out.into_iter().enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_storeu_ps(to.add(i * PANEL_COLS), line) };
-    }
+    ]
 }
 
 /// As `scalar::exp_sum`, with eight partial sums.

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::table::{PANEL_COLS, TrainingTable};
 use super::view::View;
+use crate::Matrix;
 use crate::table::Table;
-use crate::{DType, Matrix};
 
 /// A packed block of the right factor; panel `p` holds columns `16 p ..` as `(depth, 16)`, filled up with zeros.
 #[derive(Default)]
@@ -51,6 +51,10 @@ impl Panels {
             }
             for (k, line) in depth.clone().zip(panel.as_chunks_mut::<PANEL_COLS>().0) {
                 let from = view.from(k, first);
+                if view.col_stride == 1 && num_cols == PANEL_COLS {
+                    line.copy_from_slice(&from[..PANEL_COLS]);
+                    continue;
+                }
                 if view.col_stride == 1 {
                     line[..num_cols].copy_from_slice(&from[..num_cols]);
                 } else {
@@ -69,6 +73,9 @@ impl Panels {
         depth: Range<usize>,
         rows: Range<usize>,
     ) {
+        if let Some(floats) = w.floats() {
+            return self.pack(training, &View::new(floats, w.rows(), w.cols()).transposed(), depth, rows);
+        }
         self.begin(depth.len(), rows.len());
         let mut decoded = std::mem::take(&mut self.decoded);
         decoded.resize(PANEL_COLS * depth.len(), 0.0);
@@ -89,7 +96,16 @@ impl Panels {
     }
 
     /// Packs `w` as it is: its rows are the depth.
-    pub(super) fn pack_weights(&mut self, table: &Table, w: &Matrix, depth: Range<usize>, cols: Range<usize>) {
+    pub(super) fn pack_weights(
+        &mut self,
+        (table, training): (&Table, &TrainingTable),
+        w: &Matrix,
+        depth: Range<usize>,
+        cols: Range<usize>,
+    ) {
+        if let Some(floats) = w.floats() {
+            return self.pack(training, &View::new(floats, w.rows(), w.cols()), depth, cols);
+        }
         self.begin(depth.len(), cols.len());
         let mut decoded = std::mem::take(&mut self.decoded);
         decoded.resize(cols.len().next_multiple_of(PANEL_COLS), 0.0);
@@ -110,13 +126,6 @@ fn decode(table: &Table, w: &Matrix, row: usize, cols: Range<usize>, out: &mut [
     let dtype = w.dtype();
     let offset = |col: usize| col.div_ceil(dtype.block_len()) * dtype.block_bytes();
     let stored = &w.row_bytes(row)[offset(cols.start)..offset(cols.end)];
-    if dtype == DType::F32 {
-        // A copy, which the decoder's steps of 32 would only slow down.
-        let floats = stored.as_chunks::<4>().0;
-        assert_eq!(floats.len(), out.len(), "columns of a row");
-        out.iter_mut().zip(floats).for_each(|(out, bytes)| *out = f32::from_le_bytes(*bytes));
-        return;
-    }
     // SAFETY: `Kernels` chose the table among those that this processor can run.
     unsafe { (table.decode)(dtype, stored, out) };
 }

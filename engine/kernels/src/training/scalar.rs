@@ -1,20 +1,37 @@
 //! The meaning of the training kernels.
 
-use super::table::{PANEL_COLS, Tile, TileOut};
+use super::table::{PANEL_COLS, Place, TILE_ROWS, Tile};
 
 /// Partial sums of a dot product.
 const LANES: usize = 16;
 
 /// Each sum is added up along the depth, in order.
-pub(super) fn tile(tile: &Tile<'_>, out: &mut TileOut) {
+///
+/// # Safety
+/// All rows of the place can be written, and nobody else does.
+pub(super) unsafe fn tile(tile: &Tile<'_>, place: Place) {
     tile.check();
-    for (i, out) in out.chunks_exact_mut(PANEL_COLS).take(tile.num_rows).enumerate() {
-        out.fill(0.0);
-        for (k, panel) in tile.panel.chunks_exact(PANEL_COLS).take(tile.depth).enumerate() {
+    for i in 0..tile.num_rows {
+        let mut sums = [0.0; PANEL_COLS];
+        for (k, panel) in tile.panel.as_chunks::<PANEL_COLS>().0.iter().take(tile.depth).enumerate() {
             let left = tile.left[i * tile.row_stride + k * tile.col_stride];
-            for (out, right) in out.iter_mut().zip(panel) {
-                *out += left * right;
+            for (sum, right) in sums.iter_mut().zip(panel) {
+                *sum += left * right;
             }
+        }
+        // SAFETY: the caller's promise.
+        let out = unsafe { &mut *place.start.add(i * place.stride).cast::<[f32; PANEL_COLS]>() };
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if place.add { *out + sum } else { sum };
+        }
+    }
+}
+
+/// Interleaves rows; those that are missing are left as they are.
+pub(super) fn interleave(rows: &[f32], stride: usize, num_rows: usize, out: &mut [f32]) {
+    for (k, out) in out.as_chunks_mut::<TILE_ROWS>().0.iter_mut().enumerate() {
+        for (i, out) in out.iter_mut().take(num_rows).enumerate() {
+            *out = rows[i * stride + k];
         }
     }
 }

@@ -10,9 +10,6 @@ pub(super) const PANEL_COLS: usize = 16;
 
 type RmsNormBackward = unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
 
-/// The sums of a tile, row by row.
-pub(super) type TileOut = [f32; TILE_ROWS * PANEL_COLS];
-
 /// Up to [`TILE_ROWS`] rows of the left factor and a panel of the right one.
 pub(super) struct Tile<'a> {
     /// The left factor; element `(i, k)` is at `i * row_stride + k * col_stride`.
@@ -24,6 +21,16 @@ pub(super) struct Tile<'a> {
     /// `(depth, PANEL_COLS)`.
     pub(super) panel: &'a [f32],
     pub(super) depth: usize,
+}
+
+/// Where the sums of a tile go: rows of [`PANEL_COLS`] floats.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) start: *mut f32,
+    /// Floats from one row to the next.
+    pub(super) stride: usize,
+    /// Whether the sums are added to what is there.
+    pub(super) add: bool,
 }
 
 impl Tile<'_> {
@@ -40,9 +47,12 @@ impl Tile<'_> {
 }
 
 /// One function per kernel. Every function is unsafe to call for one reason: the processor must have the instruction set.
+/// `tile` has a second one: all rows of its place can be written, and nobody else does.
 pub(super) struct TrainingTable {
-    /// Overwrites the sums of a tile: each is added up along the depth, in order.
-    pub(super) tile: unsafe fn(&Tile<'_>, &mut TileOut),
+    /// Puts the sums of a tile into their place: each is added up along the depth, in order.
+    pub(super) tile: unsafe fn(&Tile<'_>, Place),
+    /// Interleaves up to [`TILE_ROWS`] rows of `len` floats (`stride` apart) as `(len, TILE_ROWS)`: `(rows, stride, num_rows, out)`.
+    pub(super) interleave: unsafe fn(&[f32], usize, usize, &mut [f32]),
     /// Transposes 16 rows of `len` floats (`stride` apart) into a panel `(len, 16)`.
     pub(super) transpose: unsafe fn(&[f32], usize, usize, &mut [f32]),
     /// `x = exp(x * scale - shift)`; returns the sum.
@@ -76,6 +86,7 @@ impl TrainingTable {
 
 static SCALAR: TrainingTable = TrainingTable {
     tile: scalar::tile,
+    interleave: scalar::interleave,
     transpose: scalar::transpose,
     exp_sum: scalar::exp_sum,
     scale: scalar::scale,
@@ -89,6 +100,7 @@ static SCALAR: TrainingTable = TrainingTable {
 #[cfg(target_arch = "x86_64")]
 static AVX2: TrainingTable = TrainingTable {
     tile: super::avx2::tile,
+    interleave: super::avx2::interleave,
     transpose: super::avx2::transpose,
     exp_sum: super::avx2::exp_sum,
     scale: super::avx2::scale,

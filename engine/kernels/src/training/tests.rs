@@ -100,6 +100,46 @@ fn a_product_has_the_same_bits_on_any_number_of_threads_and_in_any_batch() {
     }
 }
 
+/// So deep that the left factor is interleaved in several parts, which for fewer rows are others.
+#[test]
+fn a_deep_product_has_the_same_bits_in_any_batch() {
+    let mut random = Random(9);
+    let (rows, depth, cols) = (300, 7100, 72);
+    let (x, right) = (random.floats(rows * depth), random.floats(depth * cols));
+    for isa in available_isas() {
+        let run = |rows: usize| {
+            let kernels = Kernels::with_isa(isa, 2).unwrap();
+            let left = View::new(&x[..rows * depth], rows, depth);
+            product(&kernels, left, Right::Floats(View::new(&right, depth, cols)), cols)
+        };
+        let few = run(5);
+        assert_eq!(bits(&run(rows)[..5 * cols]), bits(&few), "{isa}");
+        let expected = reference(&x[..5 * depth], &right, (5, depth, cols));
+        assert_near(&few, &expected, depth as f64 * f64::from(f32::EPSILON), "deep");
+    }
+}
+
+/// Weights whose bytes do not begin where a float may are decoded row by row, to the same products.
+#[test]
+fn weights_may_lie_anywhere() {
+    let mut random = Random(13);
+    let (rows, w_rows, w_cols) = (7, 40, 96);
+    let values = random.floats(w_rows * w_cols);
+    let aligned = Matrix::from_f32(w_rows, w_cols, &values).unwrap();
+    let bytes: Vec<u8> = [0].into_iter().chain(values.iter().flat_map(|value| value.to_le_bytes())).collect();
+    let odd = Matrix::new(DType::F32, w_rows, w_cols, bytes::Bytes::from(bytes).slice(1..)).unwrap();
+    let (x, d) = (random.floats(rows * w_cols), random.floats(rows * w_rows));
+    for isa in available_isas() {
+        let kernels = Kernels::with_isa(isa, 2).unwrap();
+        let [of_aligned, of_odd] = [&aligned, &odd].map(|w| {
+            let (x, d) = (View::new(&x, rows, w_cols), View::new(&d, rows, w_rows));
+            let forward = product(&kernels, x, Right::Transposed(w), w_rows);
+            (bits(&forward), bits(&product(&kernels, d, Right::Weights(w), w_cols)))
+        });
+        assert!(of_aligned == of_odd, "{isa}");
+    }
+}
+
 #[test]
 fn a_product_is_added_where_asked() {
     let kernels = Kernels::new(2).unwrap();
