@@ -1,5 +1,7 @@
 //! The frozen base model: weights of any model file, in the order of Hugging Face, kept in the format that was asked for.
 
+use std::cell::Cell;
+
 use bespoke_kernels::{DType, Kernels, Matrix, Rope, RopeStyle};
 use bespoke_model::{Linear, ModelConfig, ModelSource, Weight, Weights, encode_matrix};
 use serde::{Deserialize, Serialize};
@@ -83,13 +85,18 @@ impl Base {
         let weights = Weights::load(source, &config)?;
         let frequencies = config.inverse_frequencies(weights.rope_divisors.as_deref());
         let rope = Rope::new(RopeStyle::Half, &frequencies, config.context_length, 1.0);
-        let keeper = Keeper { dtype, num_threads, head_dim: config.head_dim, style: weights.rope_style };
-        let embeddings = keeper.keep("embed_tokens", &weights.embeddings)?;
-        let output = match config.tie_embeddings {
-            true => embeddings.clone(),
-            false => keeper.keep("lm_head", plain(&weights.output))?,
-        };
-        let layers = weights.layers.into_iter().map(|layer| keeper.layer(layer)).collect::<Result<_, _>>()?;
+        let (head_dim, style) = (config.head_dim, weights.rope_style);
+        let keeper = Keeper { dtype, num_threads, head_dim, style, encoded: Cell::new(false) };
+        let mut embeddings = keeper.keep("embed_tokens", &weights.embeddings)?;
+        let untied = (!config.tie_embeddings).then(|| keeper.keep("lm_head", plain(&weights.output)));
+        let mut untied = untied.transpose()?;
+        let layers = weights.layers.into_iter().map(|layer| keeper.layer(layer));
+        let mut layers = layers.collect::<Result<Vec<_>, _>>()?;
+        if keeper.encoded.get() {
+            let linears = layers.iter_mut().flat_map(|layer| &mut layer.linears).map(|linear| &mut linear.weight);
+            on_huge_pages(linears.chain([&mut embeddings]).chain(&mut untied).collect());
+        }
+        let output = untied.unwrap_or_else(|| embeddings.clone());
         Ok(Base {
             embeddings,
             output,
@@ -103,12 +110,23 @@ impl Base {
     }
 }
 
+/// Moves matrices, in the order of a pass, into huge pages.
+fn on_huge_pages(mut matrices: Vec<&mut Matrix>) {
+    let nothing = || Matrix::from_f32(0, 0, &[]).expect("invariant: no rows of no weights are a matrix");
+    let taken = matrices.iter_mut().map(|matrix| std::mem::replace(*matrix, nothing())).collect();
+    for (place, moved) in matrices.into_iter().zip(Matrix::on_huge_pages(taken)) {
+        *place = moved;
+    }
+}
+
 /// Brings matrices into the order and format in which they are kept.
 struct Keeper {
     dtype: BaseDtype,
     num_threads: usize,
     head_dim: usize,
     style: RopeStyle,
+    /// Whether some matrix has got another format, and with it memory of its own.
+    encoded: Cell<bool>,
 }
 
 impl Keeper {
@@ -137,6 +155,7 @@ impl Keeper {
         if wanted == found {
             return Ok(matrix.clone());
         }
+        self.encoded.set(true);
         encode_matrix(matrix, wanted, self.num_threads)
             .map_err(|reason| TrainError::BaseDtype { tensor: name.to_owned(), reason })
     }
@@ -165,7 +184,7 @@ pub(crate) fn hugging_face_order(
         let (head, place, half) = (row / head_dim, row % head_dim, head_dim / 2);
         head * head_dim + if place < half { 2 * place } else { 2 * (place - half) + 1 }
     };
-    let bytes: Vec<u8> = (0..matrix.rows()).flat_map(|row| matrix.row_bytes(stored(row))).copied().collect();
+    let bytes = (0..matrix.rows()).map(|row| matrix.row_bytes(stored(row))).collect::<Vec<_>>().concat();
     let ordered = Matrix::new(matrix.dtype(), matrix.rows(), matrix.cols(), bytes.into())
         .expect("invariant: rows in another order have the same shape");
     let bias = linear.bias.as_ref().map(|bias| (0..bias.len()).map(|row| bias[stored(row)]).collect());

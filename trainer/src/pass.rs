@@ -12,7 +12,7 @@ mod forward;
 mod head;
 mod linear;
 
-use bespoke_kernels::CausalAttention;
+use bespoke_kernels::{CausalAttention, zeros_on_huge_pages};
 
 use crate::base::Base;
 use crate::batch::Batch;
@@ -61,8 +61,6 @@ struct Work {
     normed: Vec<f32>,
     d_normed: Vec<f32>,
     wide: Vec<f32>,
-    d_gate: Vec<f32>,
-    d_up: Vec<f32>,
     d_heads: Vec<f32>,
     d_q: Vec<f32>,
     d_k: Vec<f32>,
@@ -119,6 +117,9 @@ impl<'a> Pass<'a> {
 
 /// Makes a buffer `len` long; what it holds means nothing.
 fn size(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.capacity() < len {
+        *buffer = zeros_on_huge_pages(len);
+    }
     buffer.resize(len, 0.0);
     buffer
 }

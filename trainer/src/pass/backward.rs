@@ -17,8 +17,8 @@ impl Pass<'_> {
         assert_eq!(gradients.len(), adapted.lora.values.len(), "gradients of the adapter");
         self.score_backward(batch, factors);
         for layer in (0..self.base.layers.len()).rev() {
-            let kept = self.kept(layer, batch, adapted);
-            self.feed_forward_backward(layer, &kept, adapted, gradients);
+            let mut kept = self.kept(layer, batch, adapted);
+            self.feed_forward_backward(layer, &mut kept, adapted, gradients);
             self.attend_backward(layer, batch, (&kept, adapted), gradients);
             let place = if self.checkpointing { self.base.layers.len() } else { layer };
             self.layers[place] = kept;
@@ -38,7 +38,8 @@ impl Pass<'_> {
         kept
     }
 
-    fn feed_forward_backward(&mut self, layer: usize, kept: &Kept, adapted: Adapted<'_>, gradients: &mut [f32]) {
+    /// Gate and up of the layer become their gradients: nobody reads them afterwards.
+    fn feed_forward_backward(&mut self, layer: usize, kept: &mut Kept, adapted: Adapted<'_>, gradients: &mut [f32]) {
         let (base, config, weights) = (self.base, &self.base.config, &self.base.layers[layer]);
         let kernels = &base.kernels;
         let module =
@@ -54,17 +55,14 @@ impl Pass<'_> {
         let inputs = Inputs { x: wide, low: &kept.low[Target::Down.index()], d_out: &work.x };
         let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
         down.backward(&inputs, Some((d_wide, false)), gradients, buffers);
-        work.d_gate.clone_from(&kept.gate);
-        work.d_up.clone_from(&kept.up);
-        kernels.swiglu_backward(&mut work.d_gate, &mut work.d_up, d_wide);
+        kernels.swiglu_backward(&mut kept.gate, &mut kept.up, d_wide);
         let (gate, up) = (module(Target::Gate), module(Target::Up));
         let normed = size(&mut work.normed, work.x.len());
         if gate.adapted.is_some() || up.adapted.is_some() {
             kernels.rms_norm(&kept.middle, &weights.ffn_norm, config.norm_eps, normed);
         }
         let d_normed = size(&mut work.d_normed, work.x.len());
-        for (module, target, d_out, add) in
-            [(gate, Target::Gate, &work.d_gate, false), (up, Target::Up, &work.d_up, true)]
+        for (module, target, d_out, add) in [(gate, Target::Gate, &kept.gate, false), (up, Target::Up, &kept.up, true)]
         {
             let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
             let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
