@@ -264,7 +264,7 @@ impl Run<'_> {
         let mut total = Total::default();
         for (index, items) in self.validation.chunks(AT_ONCE).enumerate() {
             watcher.evaluating(index * AT_ONCE, self.validation.len());
-            total.add(run_items(pass, lora, items, &settings, None)?, items.len());
+            total.add(run_items(pass, lora, items, &settings, None)?);
         }
         Some(total.means())
     }
@@ -285,20 +285,16 @@ pub(crate) fn best_folder(output: &Path) -> std::path::PathBuf {
     output.join("best")
 }
 
-/// Means of groups into one, weighted by items.
-///
-/// Pairs weigh the same. The likelihood loss of a group is its mean over tokens, so within a group long rows weigh more, as in a
-/// padded batch of as many rows elsewhere.
+/// Means of groups into one: over all predictions that count, or over all pairs, however they were grouped.
 #[derive(Default)]
 struct Total {
-    num_items: usize,
     sums: Means,
 }
 
 impl Total {
-    fn add(&mut self, means: Means, num_items: usize) {
-        let weight = num_items as f64;
-        self.num_items += num_items;
+    fn add(&mut self, means: Means) {
+        let weight = means.num_terms as f64;
+        self.sums.num_terms += means.num_terms;
         self.sums.loss += means.loss * weight;
         self.sums.num_tokens += means.num_tokens;
         if let Some(more) = means.preference {
@@ -311,7 +307,7 @@ impl Total {
     }
 
     fn means(mut self) -> Means {
-        let num = self.num_items.max(1) as f64;
+        let num = self.sums.num_terms.max(1) as f64;
         self.sums.loss /= num;
         if let Some(sums) = &mut self.sums.preference {
             for value in [&mut sums.reward_chosen, &mut sums.reward_rejected, &mut sums.margin, &mut sums.accuracy] {
@@ -319,5 +315,19 @@ impl Total {
             }
         }
         self.sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_evaluation_is_a_mean_over_tokens_however_rows_are_grouped() {
+        let mut total = Total::default();
+        for (loss, num_terms) in [(1.0, 30), (4.0, 10)] {
+            total.add(Means { loss, num_terms, num_tokens: 50, preference: None });
+        }
+        assert_eq!(total.means(), Means { loss: 1.75, num_terms: 40, num_tokens: 100, preference: None });
     }
 }

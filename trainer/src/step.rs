@@ -26,6 +26,9 @@ pub enum Objective {
 pub struct Means {
     /// The loss.
     pub loss: f64,
+    /// What the loss is a mean over: predictions that count, or pairs.
+    #[serde(default)]
+    pub num_terms: usize,
     /// Tokens of all sequences, shared prompts counted for both answers.
     pub num_tokens: usize,
     /// Of preference losses alone.
@@ -156,7 +159,7 @@ impl Sums {
         match objective {
             Objective::Likelihood => {
                 let loss = self.loss / self.num_scored.max(1) as f64;
-                Means { loss, num_tokens: self.num_tokens, preference: None }
+                Means { loss, num_terms: self.num_scored, num_tokens: self.num_tokens, preference: None }
             }
             Objective::Preference(_) => {
                 let [chosen, rejected] = self.rewards.map(|reward| reward / num);
@@ -166,7 +169,12 @@ impl Sums {
                     margin: chosen - rejected,
                     accuracy: self.num_right as f64 / num,
                 };
-                Means { loss: self.loss / num, num_tokens: self.num_tokens, preference: Some(preference) }
+                Means {
+                    loss: self.loss / num,
+                    num_terms: self.num_items,
+                    num_tokens: self.num_tokens,
+                    preference: Some(preference),
+                }
             }
         }
     }
