@@ -74,6 +74,16 @@ pub enum TrainError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// Something of a run cannot be written, as on a full disk.
+    #[error(
+        "the run cannot be kept; the last checkpoint, of step {checkpoint}, is good: make room and go on from there with --resume"
+    )]
+    Unsaved {
+        /// Step of the last checkpoint.
+        checkpoint: u64,
+        /// What cannot be written.
+        source: Box<TrainError>,
+    },
     /// The loss or the gradient is no number any more.
     #[error(
         "step {step}: the {what} is {value}; the last checkpoint, of step {checkpoint}, is good: go on from there with --resume and a lower learning rate"

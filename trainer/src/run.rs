@@ -95,16 +95,32 @@ impl Run<'_> {
 
     /// Trains; with `resume` from the newest checkpoint of the output folder.
     ///
-    /// **Errors**: `NotANumber` (the last checkpoint is good), `Io` when something cannot be written (the checkpoints before are
-    /// good), `Setting` when a resumed run is another one.
+    /// **Errors**: `NotANumber` and, when something cannot be written, `Unsaved` (the last checkpoint is good), or `Io` if there is
+    /// none; `Setting` when a resumed run is another one.
     pub fn train(&self, lora: Lora, resume: bool, watcher: &mut dyn Watcher) -> Result<Outcome, TrainError> {
         let mut progress = self.begin(lora, resume)?;
+        let ended = self.go_on(&mut progress, watcher);
+        let ending = ended.map_err(|error| match error {
+            TrainError::Io { action: "writing", .. } if progress.saved > 0 => {
+                TrainError::Unsaved { checkpoint: progress.saved, source: Box::new(error) }
+            }
+            other => other,
+        })?;
+        let mut lora = progress.lora;
+        if ending != Ending::Stopped && progress.state.best_loss_bits.is_some() {
+            crate::adapter::read_weights(&mut lora, &self.best_folder().join(crate::adapter::WEIGHTS_FILE))?;
+        }
+        Ok(Outcome { ending, state: progress.state, lora })
+    }
+
+    /// Takes steps to the end, and saves what it comes to.
+    fn go_on(&self, progress: &mut Progress, watcher: &mut dyn Watcher) -> Result<Ending, TrainError> {
         let mut pass = Pass::new(self.base, self.recipe.checkpointing);
         let steps = self.steps();
         let mut ending = Ending::Done;
         loop {
             if progress.state.eval_due && !self.stop.load(Ordering::Relaxed) {
-                self.evaluate(&mut pass, &mut progress, watcher)?;
+                self.evaluate(&mut pass, progress, watcher)?;
             }
             if self.stop.load(Ordering::Relaxed) {
                 ending = Ending::Stopped;
@@ -119,7 +135,7 @@ impl Run<'_> {
                 break;
             }
             let before = progress.state.step;
-            self.step(&mut pass, &mut progress, watcher)?;
+            self.step(&mut pass, progress, watcher)?;
             let step = progress.state.step;
             if step == before {
                 continue;
@@ -129,16 +145,12 @@ impl Run<'_> {
             let evaluates = if self.recipe.eval_steps == 0 { ends_epoch } else { each(self.recipe.eval_steps) };
             progress.state.eval_due = evaluates && !self.validation.is_empty();
             if evaluates || ends_epoch || each(self.recipe.save_steps) {
-                self.save(&mut progress)?;
+                self.save(progress)?;
             }
         }
-        self.save(&mut progress)?;
+        self.save(progress)?;
         plot::draw(&progress.metrics.records, &self.recipe.output.join("plot.svg"))?;
-        let mut lora = progress.lora;
-        if ending != Ending::Stopped && progress.state.best_loss_bits.is_some() {
-            crate::adapter::read_weights(&mut lora, &self.best_folder().join(crate::adapter::WEIGHTS_FILE))?;
-        }
-        Ok(Outcome { ending, state: progress.state, lora })
+        Ok(ending)
     }
 
     fn begin(&self, mut lora: Lora, resume: bool) -> Result<Progress, TrainError> {

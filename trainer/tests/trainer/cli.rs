@@ -204,6 +204,71 @@ fn a_loss_that_is_no_number_stops_with_a_good_checkpoint() {
     assert!(std::fs::read_dir(state).unwrap().count() > 0);
 }
 
+/// The unit of `ulimit -f` in a POSIX shell.
+#[cfg(unix)]
+const BLOCK: u64 = 512;
+
+/// Runs a command in which no file may grow past a size, as on a full disk: writing further fails with `EFBIG`.
+#[cfg(unix)]
+fn with_file_limit(command: &Command, limit_bytes: u64) -> Output {
+    let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", limit_bytes / BLOCK);
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(script).arg(command.get_program()).args(command.get_args());
+    shell.output().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_stops_with_a_good_checkpoint() {
+    let bench = Bench::new();
+    // The optimiser's state is the largest file of a checkpoint; metrics and plot grow past it.
+    let more = ["--epochs", "8", "--batch-size", "1", "--set", "lora.r=8", "--set", "lora.target_modules=[\"v_proj\"]"];
+    let more = [&more[..], &["--set", "train.save_steps=1", "--no-merge"]].concat();
+    assert_success(&bench.run("sft", "whole", &more));
+    let newest = |output: &str| -> u64 {
+        let steps = std::fs::read_dir(bench.path(output).join("checkpoints")).unwrap();
+        let steps = steps.filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_prefix("step-")?.parse().ok());
+        steps.max().unwrap()
+    };
+    let size = |file: &str| std::fs::metadata(bench.path("whole").join(file)).unwrap().len();
+    let checkpoint = size(&format!("checkpoints/step-{}/optimizer.safetensors", newest("whole")));
+    assert!(2 * checkpoint < size("metrics.jsonl"), "{checkpoint} bytes of a checkpoint");
+
+    let full = with_file_limit(&bench.command("sft", "full", &more), size("metrics.jsonl") / 2);
+    let text = String::from_utf8(full.stderr).unwrap();
+    assert_eq!(full.status.code(), Some(1), "{text}");
+    assert!(text.contains("is good: make room and go on") && text.contains(": writing "), "{text}");
+    let reached = newest("full");
+    assert!(reached > 10, "{reached}");
+
+    let none = with_file_limit(&bench.command("sft", "none", &more), checkpoint - 2 * BLOCK);
+    let text = String::from_utf8(none.stderr).unwrap();
+    assert_eq!(none.status.code(), Some(1), "{text}");
+    assert!(text.contains("optimizer.safetensors"), "{text}");
+    assert_eq!(std::fs::read_dir(bench.path("none/checkpoints")).unwrap().count(), 0);
+
+    let resumed = [&more[..], &["--resume"]].concat();
+    assert_success(&bench.run("sft", "full", &resumed));
+    assert!(bench.adapter("full") == bench.adapter("whole"), "the adapters differ");
+}
+
+/// The adapter of a run whose merged model found no room is there, and can be merged later.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_at_the_end_leaves_the_adapter() {
+    let bench = Bench::new();
+    assert_success(&bench.run("sft", "whole", &["--steps-max", "2"]));
+    let model = std::fs::metadata(bench.path("whole/merged/model.safetensors")).unwrap().len();
+    let full = with_file_limit(&bench.command("sft", "full", &["--steps-max", "2"]), model - 2 * BLOCK);
+    let text = String::from_utf8(full.stderr).unwrap();
+    assert_eq!(full.status.code(), Some(1), "{text}");
+    assert!(text.contains("model.safetensors") && !bench.path("full/merged").exists(), "{text}");
+    assert!(bench.adapter("full") == bench.adapter("whole"));
+    assert_success(&bench.run("sft", "full", &["--steps-max", "2", "--resume"]));
+    let weights = |folder: &str| std::fs::read(bench.path(folder).join("merged/model.safetensors")).unwrap();
+    assert!(weights("full") == weights("whole"));
+}
+
 #[test]
 fn preview_shows_what_is_trained_and_what_is_cut() {
     let bench = Bench::new();
