@@ -227,7 +227,7 @@ fn choices(row: &Row, training_type: TrainingType) -> Vec<Choice<'_>> {
     }
 }
 
-/// Makes the examples of all rows; bad rows stop it unless the recipe passes over them.
+/// Makes the examples of all rows, on so many threads; bad rows stop it unless the recipe passes over them.
 ///
 /// **Errors**: `BadRows` with file and line of the first ones.
 pub fn make_all(
@@ -235,13 +235,14 @@ pub fn make_all(
     rows: &[PlacedRow],
     mut bad: Vec<String>,
     recipe: &DataRecipe,
+    num_threads: usize,
 ) -> Result<Vec<Made>, TrainError> {
     /// Bad rows that an error shows.
     const SHOWN: usize = 10;
     let taken = if recipe.rows_max == 0 { rows.len() } else { recipe.rows_max.min(rows.len()) };
     let mut made = Vec::new();
-    for row in &rows[..taken] {
-        match maker.make(row) {
+    for result in make_rows(maker, &rows[..taken], num_threads) {
+        match result {
             Ok(examples) => made.extend(examples),
             Err(reason) => bad.push(reason),
         }
@@ -258,4 +259,15 @@ pub fn make_all(
         return Err(TrainError::Setting { field: "data", reason: "has no usable row".to_owned() });
     }
     Ok(made)
+}
+
+/// The examples of each row, in the order of the rows.
+fn make_rows(maker: &ExampleMaker, rows: &[PlacedRow], num_threads: usize) -> Vec<Result<Vec<Made>, String>> {
+    let make = |rows: &[PlacedRow]| rows.iter().map(|row| maker.make(row)).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        let parts = rows.chunks(rows.len().div_ceil(num_threads.max(1)).max(1));
+        let parts: Vec<_> = parts.map(|rows| scope.spawn(move || make(rows))).collect();
+        let joined = parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.flatten().collect()
+    })
 }

@@ -28,7 +28,7 @@ pub(crate) struct Examples {
 /// Reads a file of rows and makes its examples.
 pub(crate) fn examples(maker: &ExampleMaker, recipe: &Recipe, reference: &str) -> anyhow::Result<Examples> {
     let file = RowFile::read(reference)?;
-    let made = make_all(maker, &file.rows, file.bad, &recipe.data)?;
+    let made = make_all(maker, &file.rows, file.bad, &recipe.data, num_threads(recipe))?;
     let num_cut = made.iter().filter(|made| made.num_cut > 0).count();
     tracing::info!(file = %file.path.display(), num_examples = made.len(), num_cut, "rows read");
     Ok(Examples { made, file: (file.path, file.sha256) })
