@@ -73,6 +73,16 @@ impl Active {
         self.admitted.is_none()
     }
 
+    /// Returns how long the request has been here.
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        now.duration_since(self.arrived)
+    }
+
+    /// Whether a token has come.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.first_token.is_some()
+    }
+
     pub(crate) fn is_cancelled(&self) -> bool {
         self.outlet.is_closed()
     }

@@ -20,6 +20,7 @@ use crate::{
     active::Job,
     block_pool::BLOCK_TOKENS,
     language::Language,
+    measures::Measures,
     outlet::{Doorbell, outlet},
     status::{Status, Totals},
 };
@@ -180,6 +181,11 @@ impl Engine {
     /// Returns what the engine has done since it was built.
     pub fn totals(&self) -> Totals {
         self.0.status.totals()
+    }
+
+    /// Returns what the engine has measured since it was built.
+    pub fn measures(&self) -> Measures {
+        self.0.status.meters.read()
     }
 
     /// Whether no request is in the engine.

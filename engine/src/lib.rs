@@ -38,6 +38,7 @@ mod engine;
 mod error;
 mod language;
 mod logprob;
+mod measures;
 mod outlet;
 #[doc(hidden)]
 pub mod probe;
@@ -56,5 +57,6 @@ pub use builder::EngineBuilder;
 pub use engine::{Engine, Load, ModelInfo, Scoring};
 pub use error::{EngineError, Stage};
 pub use language::RenderedPrompt;
+pub use measures::{Distribution, Measures};
 pub use outlet::Generation;
 pub use status::Totals;

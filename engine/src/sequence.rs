@@ -1,5 +1,7 @@
 //! A sequence: the tokens of one choice and what has to be known to go on with it.
 
+use std::time::Instant;
+
 use bespoke_domain::{Choice, Delta, FinishReason, MatchedStop, Request, Sampling, TokenId, TokenLogprob};
 use bespoke_model::Detokenizer;
 
@@ -24,6 +26,8 @@ pub(crate) struct Sequence {
     seed: u64,
     /// Collected while the prompt is computed, sent with the first delta.
     prompt_logprobs: Vec<TokenLogprob>,
+    /// When the last token came, unless its reader has been slow since.
+    pub(crate) last_token: Option<Instant>,
     pub(crate) end: Option<Choice>,
 }
 
@@ -61,6 +65,7 @@ impl Sequence {
             echo: parts.echo,
             seed: parts.seed,
             prompt_logprobs: Vec::new(),
+            last_token: None,
             end: None,
         }
     }

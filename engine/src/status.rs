@@ -7,6 +7,8 @@ use std::sync::{
 
 use bespoke_domain::Usage;
 
+use crate::measures::Meters;
+
 /// Shared counters and switches.
 #[derive(Debug, Default)]
 pub(crate) struct Status {
@@ -22,6 +24,8 @@ pub(crate) struct Status {
     totals: Mutex<Totals>,
     /// How often a sequence has given its blocks back to be computed again.
     pub(crate) num_preempted: AtomicUsize,
+    /// What the engine's thread measures.
+    pub(crate) meters: Meters,
     /// No new request is taken in.
     closed: AtomicBool,
     /// The thread ends.

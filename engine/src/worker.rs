@@ -157,7 +157,8 @@ impl Worker {
             let slow = !active.waits() && active.is_slow();
             if slow != active.parked_since.is_some() {
                 active.parked_since = slow.then_some(now);
-                for sequence in &active.sequences {
+                for sequence in &mut active.sequences {
+                    sequence.last_token = None;
                     self.scheduler.set_parked(SequenceKey { request: id, choice: sequence.choice }, slow);
                 }
             }
@@ -182,6 +183,7 @@ impl Worker {
                 }
                 if active.admit(now) {
                     self.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
+                    self.status.meters.queue.note(active.age(now));
                 }
                 self.scheduler.set_parked(key, active.parked_since.is_some());
             }
@@ -190,6 +192,7 @@ impl Worker {
 
     /// Computes the chunks of the plan and takes their tokens.
     fn step(&mut self, plan: &Plan) -> Result<(), EngineError> {
+        let begun = Instant::now();
         let mut rows = std::mem::take(&mut self.rows);
         rows.clear();
         let mut tables: Vec<&[u32]> = recycle(std::mem::take(&mut self.tables));
@@ -205,6 +208,7 @@ impl Worker {
         let step = Step { rows: &rows, block_tables: &tables };
         let computed = self.model.forward(&step, &mut self.cache, &mut self.workspace);
         self.tables = recycle(tables);
+        let num_rows = rows.len() as u64;
         self.rows = rows;
         computed?;
         let now = Instant::now();
@@ -213,6 +217,8 @@ impl Worker {
             self.take_logits(chunk, logits_row, now);
             logits_row += chunk.logits.len();
         }
+        self.status.meters.step.note(begun.elapsed());
+        self.status.meters.step_tokens.fetch_add(num_rows, Ordering::Relaxed);
         Ok(())
     }
 
@@ -249,6 +255,15 @@ impl Worker {
             sequence.end_now(FinishReason::Length, None);
             active.deliver_score(logprobs, now);
         } else if !delta.token_ids.is_empty() {
+            let num_new = delta.token_ids.len() as u64;
+            let meters = &self.status.meters;
+            meters.generated_tokens.fetch_add(num_new, Ordering::Relaxed);
+            if let Some(last) = sequence.last_token.replace(now) {
+                meters.next_token.note_many(now.duration_since(last) / num_new as u32, num_new);
+            }
+            if !active.has_begun() {
+                meters.first_token.note(active.age(now));
+            }
             active.note_drafts(self.drafts.len(), delta.token_ids.len() - 1);
             active.deliver(delta, now);
         }
