@@ -171,6 +171,7 @@ impl From<ClientError> for Failure {
         let code = match &error {
             ClientError::Status { code, .. } => format!("{code:?}"),
             ClientError::Connect(_) => "connect".to_owned(),
+            ClientError::Token => "token".to_owned(),
             ClientError::Response(_) => "response".to_owned(),
             ClientError::EndedEarly => "ended early".to_owned(),
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::AsciiMetadataValue};
 
 use crate::ClientError;
 
@@ -15,19 +15,24 @@ const DEADLINE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A call that has started.
 pub(crate) struct Call {
     deadline: Option<Duration>,
+    authorization: Option<AsciiMetadataValue>,
     start: Instant,
 }
 
 impl Call {
-    pub(crate) fn start(deadline: Option<Duration>) -> Self {
-        Self { deadline: deadline.filter(|deadline| *deadline <= DEADLINE_MAX), start: Instant::now() }
+    pub(crate) fn start(deadline: Option<Duration>, authorization: Option<AsciiMetadataValue>) -> Self {
+        let deadline = deadline.filter(|deadline| *deadline <= DEADLINE_MAX);
+        Self { deadline, authorization, start: Instant::now() }
     }
 
-    /// Wraps a message for the way, with the deadline as `grpc-timeout`.
+    /// Wraps a message for the way, with the deadline as `grpc-timeout` and the token as `authorization`.
     pub(crate) fn request<W>(&self, message: W) -> tonic::Request<W> {
         let mut request = tonic::Request::new(message);
         if let Some(deadline) = self.deadline {
             request.set_timeout(deadline);
+        }
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert("authorization", authorization.clone());
         }
         request
     }

@@ -13,7 +13,7 @@ use futures::{
     StreamExt,
     stream::{self, BoxStream},
 };
-use tonic::{Streaming, transport::Channel};
+use tonic::{Streaming, metadata::AsciiMetadataValue, transport::Channel};
 
 use crate::{Builder, ClientError, call::Call};
 
@@ -27,6 +27,8 @@ pub struct Client {
     pub(crate) tokenizer: TokenizerServiceClient<Channel>,
     pub(crate) model: ModelServiceClient<Channel>,
     pub(crate) deadline: Option<Duration>,
+    /// Is not shown by `Debug`.
+    pub(crate) authorization: Option<AsciiMetadataValue>,
 }
 
 impl Client {
@@ -51,7 +53,7 @@ impl Client {
     ///
     /// **Errors**: what the server refuses at once. What fails later is the last item of the stream.
     pub async fn generate_stream(&self, request: &Request) -> Result<EventStream, ClientError> {
-        let call = Call::start(self.deadline);
+        let call = self.call();
         let mut service = self.generation.clone();
         let response = call.wait(service.generate_stream(call.request(request.into()))).await?;
         let running = Running { call, events: response.into_inner() };
@@ -62,7 +64,7 @@ impl Client {
     ///
     /// **Errors**: what the server refuses, and [`ClientError::Response`] for an answer that makes no sense.
     pub async fn generate(&self, request: &Request) -> Result<Generated, ClientError> {
-        let call = Call::start(self.deadline);
+        let call = self.call();
         let mut service = self.generation.clone();
         let response = call.wait(service.generate(call.request(request.into()))).await?;
         response.into_inner().try_into().map_err(ClientError::Response)
@@ -72,7 +74,7 @@ impl Client {
     ///
     /// **Errors**: as [`Client::generate`].
     pub async fn score(&self, request: &ScoreRequest) -> Result<Score, ClientError> {
-        let call = Call::start(self.deadline);
+        let call = self.call();
         let mut service = self.generation.clone();
         let response = call.wait(service.score(call.request(request.into()))).await?;
         response.into_inner().try_into().map_err(ClientError::Response)
@@ -82,7 +84,7 @@ impl Client {
     ///
     /// **Errors**: as [`Client::generate`].
     pub async fn tokenize(&self, request: TokenizeRequest) -> Result<TokenizeResponse, ClientError> {
-        let call = Call::start(self.deadline);
+        let call = self.call();
         let mut service = self.tokenizer.clone();
         let response = call.wait(service.tokenize(call.request(request))).await?.into_inner();
         if response.pieces.len() == response.token_ids.len() {
@@ -96,7 +98,7 @@ impl Client {
     ///
     /// **Errors**: what the server refuses, such as a token that the vocabulary does not have.
     pub async fn detokenize(&self, token_ids: Vec<TokenId>, skip_control: bool) -> Result<String, ClientError> {
-        let call = Call::start(self.deadline);
+        let call = self.call();
         let mut service = self.tokenizer.clone();
         let request = DetokenizeRequest { token_ids, skip_control: Some(skip_control) };
         Ok(call.wait(service.detokenize(call.request(request))).await?.into_inner().text)
@@ -110,7 +112,7 @@ impl Client {
         spec: &PromptSpec,
         response: Option<String>,
     ) -> Result<RenderedPrompt, ClientError> {
-        let call = Call::start(self.deadline);
+        let call = self.call();
         let mut service = self.tokenizer.clone();
         let request = RenderPromptRequest { spec: Some(spec.into()), response };
         let rendered = call.wait(service.render_prompt(call.request(request))).await?;
@@ -121,9 +123,13 @@ impl Client {
     ///
     /// **Errors**: what the server refuses, such as while it loads its model.
     pub async fn server_info(&self) -> Result<GetServerInfoResponse, ClientError> {
-        let call = Call::start(self.deadline);
+        let call = self.call();
         let mut service = self.model.clone();
         Ok(call.wait(service.get_server_info(call.request(GetServerInfoRequest {}))).await?.into_inner())
+    }
+
+    fn call(&self) -> Call {
+        Call::start(self.deadline, self.authorization.clone())
     }
 }
 

@@ -26,6 +26,9 @@ pub enum ClientError {
         /// What the request names and the server does not have.
         resource: Option<Resource>,
     },
+    /// The token cannot be sent.
+    #[error("the token has other than printable ASCII characters")]
+    Token,
     /// The server sent what this client does not understand.
     #[error("the response is wrong: {0}")]
     Response(Invalid),
@@ -39,7 +42,7 @@ impl ClientError {
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Status { code, .. } => Some(*code),
-            Self::Connect(_) | Self::Response(_) | Self::EndedEarly => None,
+            Self::Connect(_) | Self::Token | Self::Response(_) | Self::EndedEarly => None,
         }
     }
 
@@ -47,7 +50,7 @@ impl ClientError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
-            Self::Connect(_) | Self::Response(_) | Self::EndedEarly => None,
+            Self::Connect(_) | Self::Token | Self::Response(_) | Self::EndedEarly => None,
         }
     }
 }
