@@ -1,8 +1,13 @@
 //! The configuration of `serve`: [`Options`] are what was typed or written, [`Config`] is what holds.
 
+mod limits;
+mod observability;
+mod security;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,6 +16,9 @@ use anyhow::{Context, bail};
 use bespoke_domain::{Persona, PersonaId};
 use bespoke_engine::{KvDType, Quantization};
 use clap::{Args, ValueEnum};
+pub use limits::{ConnectionLimits, LimitOptions};
+pub use observability::{Observability, ObservabilityOptions};
+pub use security::{Security, SecurityOptions};
 use serde::Deserialize;
 
 use crate::{KvDTypeName, QuantizationName};
@@ -82,6 +90,15 @@ pub struct Options {
     /// Which log lines, as tracing directives such as info or bespoke_engine=debug. Default: info.
     #[arg(long, env = "BESPOKE_LOG_FILTER", value_name = "DIRECTIVES")]
     pub log_filter: Option<String>,
+    /// Who may call.
+    #[command(flatten)]
+    pub security: SecurityOptions,
+    /// Limits of connections.
+    #[command(flatten)]
+    pub limits: LimitOptions,
+    /// What the server shows of itself.
+    #[command(flatten)]
+    pub observability: ObservabilityOptions,
     /// Personas that requests may name, from the TOML file only.
     #[arg(skip)]
     pub personas: BTreeMap<String, String>,
@@ -124,6 +141,12 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Which log lines.
     pub log_filter: String,
+    /// Who may call.
+    pub security: Security,
+    /// Limits of connections.
+    pub limits: ConnectionLimits,
+    /// What the server shows of itself.
+    pub observability: Observability,
 }
 
 impl Default for Config {
@@ -146,6 +169,9 @@ impl Default for Config {
             grace: Duration::from_secs(30),
             log_format: LogFormat::Pretty,
             log_filter: "info".to_owned(),
+            security: Security::default(),
+            limits: ConnectionLimits::default(),
+            observability: Observability::default(),
         }
     }
 }
@@ -166,10 +192,9 @@ impl Config {
         if !(1024..=1 << 30).contains(&message_bytes_max) {
             bail!("message_bytes_max is {message_bytes_max}, must be 1024..=1073741824");
         }
-        let grace_s = options.grace_s.unwrap_or(default.grace.as_secs());
-        if grace_s > 3600 {
-            bail!("grace_s is {grace_s}, must be 0..=3600");
-        }
+        let listen = options.listen.unwrap_or(default.listen);
+        let security = options.security.checked()?;
+        security.check_address("listen", listen)?;
         let mut personas = BTreeMap::new();
         for (id, text) in options.personas {
             let persona = Persona::new(text).with_context(|| format!("personas.{id}"))?;
@@ -177,7 +202,7 @@ impl Config {
         }
         Ok(Self {
             model: options.model.unwrap_or(default.model),
-            listen: options.listen.unwrap_or(default.listen),
+            listen,
             port_file: options.port_file,
             num_threads: options.num_threads,
             sequences_max: options.sequences_max.unwrap_or(default.sequences_max),
@@ -190,9 +215,12 @@ impl Config {
             message_bytes_max,
             system_persona: options.system_persona.map(Persona::new).transpose().context("system_persona")?,
             personas,
-            grace: Duration::from_secs(grace_s),
+            grace: seconds("grace_s", options.grace_s, default.grace, 0..=3600)?,
             log_format: options.log_format.unwrap_or(default.log_format),
             log_filter: options.log_filter.unwrap_or(default.log_filter),
+            security,
+            limits: options.limits.checked()?,
+            observability: options.observability.checked(),
         })
     }
 }
@@ -218,8 +246,20 @@ impl Options {
             grace_s: self.grace_s.or(other.grace_s),
             log_format: self.log_format.or(other.log_format),
             log_filter: self.log_filter.or(other.log_filter),
+            security: self.security.or(other.security),
+            limits: self.limits.or(other.limits),
+            observability: self.observability.or(other.observability),
             personas: if self.personas.is_empty() { other.personas } else { self.personas },
         }
+    }
+}
+
+/// Returns an option of whole seconds.
+fn seconds(name: &str, value: Option<u64>, default: Duration, range: RangeInclusive<u64>) -> anyhow::Result<Duration> {
+    match value {
+        None => Ok(default),
+        Some(value) if range.contains(&value) => Ok(Duration::from_secs(value)),
+        Some(value) => bail!("{name} is {value}, must be {}..={}", range.start(), range.end()),
     }
 }
 
@@ -270,6 +310,8 @@ mod tests {
         assert!(error("\nlisten = \"nowhere\"").contains("line 2"));
         assert!(error("grace_s = 9999").contains("grace_s"));
         assert!(error("message_bytes_max = 1").contains("message_bytes_max"));
+        assert!(error("[limits]\nhandshake_timeout_s = 0").contains("handshake_timeout_s"));
+        assert!(error("listen = \"0.0.0.0:1\"").contains("allow_unauthenticated"));
         assert!(error("[personas]\na = \" \"").contains("personas.a"));
         let missing = Options { config: Some("absent.toml".into()), ..Options::default() };
         assert!(format!("{:#}", Config::resolve(missing).unwrap_err()).contains("absent.toml"));

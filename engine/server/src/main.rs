@@ -1,6 +1,6 @@
 //! `bespoke-engine`: serve a model, try a prompt, fetch, quantize and measure models.
 
-use bespoke_server::{Bench, Config, Listing, LogFormat, Options, Perplexity, Pull, Quantize, Try};
+use bespoke_server::{Bench, Config, Listing, LogFormat, Options, Perplexity, Pull, Quantize, Token, Top, Try};
 use clap::{Parser, Subcommand};
 
 /// Streams answers of a language model, tailored to a persona, over gRPC or to the terminal.
@@ -25,6 +25,10 @@ enum Command {
     Pull(Pull),
     /// List the models in the local cache and those that `pull` knows by name.
     Models(Listing),
+    /// Make a bearer token for --tokens and print it, once, with the lines that the file needs.
+    Token(Token),
+    /// Show what a running server does: queue, KV cache, tokens a second, times, errors.
+    Top(Top),
     /// Measure how fast a model reads prompts and writes tokens.
     Bench(Bench),
     /// Measure how well a model predicts a text, counted as llama-perplexity does.
@@ -38,18 +42,19 @@ const QUIET: &str = "warn,bespoke_store=info";
 
 fn main() -> anyhow::Result<()> {
     let command = Arguments::parse().command;
-    if !matches!(command, Command::Serve(_)) {
-        bespoke_server::start_logs(LogFormat::Pretty, QUIET)?;
-    }
+    let config = match &command {
+        Command::Serve(options) => Some(Config::resolve((**options).clone())?),
+        _ => None,
+    };
+    let (format, filter) = config.as_ref().map_or((LogFormat::Pretty, QUIET), |it| (it.log_format, &it.log_filter));
+    let _logs = bespoke_server::start_logs(format, filter)?;
     match command {
-        Command::Serve(options) => {
-            let config = Config::resolve(*options)?;
-            bespoke_server::start_logs(config.log_format, &config.log_filter)?;
-            bespoke_server::serve(config)
-        }
+        Command::Serve(_) => config.map_or(Ok(()), bespoke_server::serve),
         Command::Try(arguments) => bespoke_server::try_prompt(&arguments),
         Command::Pull(arguments) => bespoke_server::pull(&arguments),
         Command::Models(arguments) => bespoke_server::list_models(&arguments),
+        Command::Token(arguments) => bespoke_server::make_token(&arguments),
+        Command::Top(arguments) => bespoke_server::top(&arguments),
         Command::Bench(arguments) => bespoke_server::bench(&arguments),
         Command::Perplexity(arguments) => bespoke_server::perplexity(&arguments),
         Command::Quantize(arguments) => bespoke_server::quantize(&arguments),

@@ -1,7 +1,6 @@
 //! `serve`: load the model, listen, answer until a signal, drain, exit.
 
 use std::{
-    future::Future,
     net::SocketAddr,
     path::Path,
     sync::Arc,
@@ -10,18 +9,20 @@ use std::{
 
 use anyhow::{Context, bail};
 use bespoke_engine::Engine;
-use bespoke_proto::{
-    FILE_DESCRIPTOR_SET, generation_service_server::GenerationServiceServer, model_service_server::ModelServiceServer,
-    tokenizer_service_server::TokenizerServiceServer,
-};
 use bespoke_store::{Store, TerminalProgress};
-use tokio::{net::TcpListener, signal::unix::SignalKind};
-use tonic::transport::server::TcpIncoming;
+use tokio::{net::TcpListener, signal::unix::SignalKind, task::JoinSet};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     Config,
+    app::{self, end_health, set_health},
+    door::Door,
+    listener::Listener,
+    observation::Observation,
     services::{OpenCalls, Services},
+    tls::Tls,
+    tokens::Tokens,
+    traces::Traces,
 };
 
 /// How often a draining server looks whether its requests have ended.
@@ -31,14 +32,6 @@ const FAILURE_LOOK: Duration = Duration::from_millis(500);
 /// How long connections have to close after the last request; streams that never end by themselves, as those of health
 /// watchers, are cut then.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
-/// How often a connection without traffic is probed, so that clients that vanished free their requests.
-const KEEPALIVE: Duration = Duration::from_secs(20);
-/// Streams that one connection may have open: enough for any client, too few to flood the queue's owner.
-const STREAMS_MAX: u32 = 1024;
-
-/// The services that have a health status of their own beside that of the whole server, which is "".
-const SERVICES: [&str; 4] =
-    ["", "bespoke.v1.GenerationService", "bespoke.v1.TokenizerService", "bespoke.v1.ModelService"];
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -51,8 +44,8 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         // Signals are caught before the model loads, so that one at start ends the process cleanly too.
         let mut signals = Signals::new()?;
         // An address that is taken is told before a model is loaded; clients that come early wait to be accepted.
-        let listener = TcpListener::bind(config.listen).await;
-        let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
+        let listener = Listener::bind(config.listen)?;
+        let observation = Observation::start(&config)?;
         let loading = tokio::task::spawn_blocking({
             let config = config.clone();
             move || load(&config)
@@ -61,7 +54,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
             engine = loading => engine??,
             () = signals.next() => return Ok(()),
         };
-        let server = Server::new(engine, config, listener)?;
+        let server = Server::observed(engine, config, listener, observation)?;
         tracing::info!(address = %server.address(), startup_ms = begun.elapsed().as_millis() as u64, "ready");
         server
             .run(async move {
@@ -110,20 +103,55 @@ fn load(config: &Config) -> anyhow::Result<Engine> {
 pub struct Server {
     engine: Engine,
     config: Arc<Config>,
-    listener: TcpListener,
+    listener: Listener,
+    door: Arc<Door>,
+    /// What follows files that may change; ends with the server.
+    followers: JoinSet<()>,
+    observation: Observation,
     address: SocketAddr,
 }
 
 impl Server {
-    /// Takes a bound listener and writes the port file.
+    /// Takes a bound socket, reads the files of certificates and tokens, writes the port file and listens for those who
+    /// observe. Works within a runtime.
     ///
-    /// **Errors**: a file that cannot be written.
-    pub fn new(engine: Engine, config: Config, listener: TcpListener) -> anyhow::Result<Self> {
-        let address = listener.local_addr()?;
+    /// **Errors**: a file that is wrong or cannot be written, an address that cannot be listened on.
+    pub fn new(engine: Engine, config: Config, socket: TcpListener) -> anyhow::Result<Self> {
+        let observation = Observation::start(&config)?;
+        Self::observed(engine, config, socket, observation)
+    }
+
+    fn observed(engine: Engine, config: Config, socket: TcpListener, observation: Observation) -> anyhow::Result<Self> {
+        let address = socket.local_addr()?;
+        let metrics = observation.metrics().clone();
+        let mut followers = JoinSet::new();
+        let interval = config.security.reload_interval;
+        let tls = match &config.security.tls {
+            None => None,
+            Some(files) => {
+                let (tls, watched) = Tls::load(files)?;
+                followers.spawn(watched.follow(interval));
+                Some(tls)
+            }
+        };
+        let tokens = match &config.security.tokens {
+            None => None,
+            Some(path) => {
+                let watched = Tokens::load(path)?;
+                let tokens = watched.subscribe();
+                followers.spawn(watched.follow(interval));
+                Some(tokens)
+            }
+        };
+        let listener = Listener::new(socket, config.limits.clone(), metrics.connections.clone()).with_tls(tls);
+        let audits = config.security.authenticates();
+        let traces = config.observability.otlp_endpoint.as_deref().map(Traces::start).transpose()?;
+        let door = Door { tokens, audits, message_timeout: config.limits.message_timeout, metrics, traces };
+        let door = Arc::new(door);
         if let Some(file) = &config.port_file {
             write_atomically(file, &address.to_string())?;
         }
-        Ok(Self { engine, config: Arc::new(config), listener, address })
+        Ok(Self { engine, config: Arc::new(config), listener, door, followers, observation, address })
     }
 
     /// Returns the bound address.
@@ -131,42 +159,30 @@ impl Server {
         self.address
     }
 
+    /// Returns the address of the page of metrics, if there is one.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.observation.address()
+    }
+
     /// Answers until `stop` is ready, then drains: refuses new requests, lets those taken in end within the grace period,
     /// and ends what is left with UNAVAILABLE.
     ///
-    /// **Errors**: a transport that fails.
+    /// **Errors**: an engine that fails.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { engine, config, listener, .. } = self;
+        let Self { engine, config, listener, door, followers: _followers, observation, .. } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::Serving).await;
+        observation.show(engine.clone(), &config);
         let services = Services::new(engine.clone(), config.clone());
-        let bytes_max = config.message_bytes_max;
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
-        let (close, closing) = tokio::sync::oneshot::channel::<()>();
         let calls = services.calls();
-        let router = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .max_concurrent_streams(STREAMS_MAX)
-            // A client may cancel all it has at once; the default of 20 would end its connection.
-            .http2_max_pending_accept_reset_streams(Some(STREAMS_MAX as usize))
-            .http2_max_local_error_reset_streams(Some(STREAMS_MAX as usize))
-            .add_service(GenerationServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
-            .add_service(TokenizerServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
-            .add_service(ModelServiceServer::new(services))
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let serving = router.serve_with_incoming_shutdown(incoming, async {
+        let app = door.guard(app::grpc(services, health_service)?);
+        let (close, closing) = tokio::sync::oneshot::channel::<()>();
+        let serving = listener.serve(app, async {
             let _ = closing.await;
         });
         tokio::pin!(serving);
         tokio::select! {
-            ended = &mut serving => return ended.context("the transport ended"),
+            () = &mut serving => bail!("the listener ended"),
             () = failed(&engine) => {
                 set_health(&health, ServingStatus::NotServing).await;
                 bail!("the engine has failed");
@@ -174,14 +190,13 @@ impl Server {
             () = stop => {}
         }
         let deadline = Instant::now() + config.grace;
+        observation.drain();
         tokio::select! {
-            ended = &mut serving => return ended.context("the transport ended"),
+            () = &mut serving => bail!("the listener ended"),
             () = drain(&engine, &calls, &health, deadline) => {}
         }
         let _ = close.send(());
-        for service in SERVICES {
-            health.clone().clear_service_status(service).await;
-        }
+        end_health(&health).await;
         // What does not close in time is cut.
         let _ = tokio::time::timeout(CLOSE_TIME, serving).await;
         if let Some(file) = &config.port_file {
@@ -211,12 +226,6 @@ async fn drain(engine: &Engine, calls: &OpenCalls, health: &HealthReporter, dead
         tracing::warn!(num_calls = calls.count(), load = ?engine.load(), "the grace period is over");
     }
     engine.stop();
-}
-
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in SERVICES {
-        health.set_service_status(service, status).await;
-    }
 }
 
 /// SIGTERM and SIGINT; the second one ends the process at once.

@@ -61,6 +61,10 @@ impl Services {
         Self { engine, config, calls: OpenCalls::default(), workers: Arc::new(Semaphore::new(WORKERS)) }
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
     pub(crate) fn calls(&self) -> OpenCalls {
         self.calls.clone()
     }

@@ -8,6 +8,8 @@ use bespoke_proto::invalid_status;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::tokens::OverLimit;
+
 /// The domain of `ErrorInfo`.
 const DOMAIN: &str = "bespoke";
 /// When a client of a draining server may find another one in its place.
@@ -39,6 +41,19 @@ pub(crate) fn status(error: &EngineError) -> Status {
             Status::with_error_details(Code::Internal, error.to_string(), info("INTERNAL"))
         }
     }
+}
+
+/// Returns the status of a caller whose token is missing or unknown; which of both is his to know.
+pub(crate) fn unauthenticated() -> Status {
+    let text = "a bearer token that the server knows is needed";
+    Status::with_error_details(Code::Unauthenticated, text, info("UNAUTHENTICATED"))
+}
+
+/// Returns the status of a caller who has to wait.
+pub(crate) fn over_limit(over: &OverLimit) -> Status {
+    let mut details = info("TOKEN_OVER_LIMIT");
+    details.set_retry_info(Some(over.retry_after()));
+    Status::with_error_details(Code::ResourceExhausted, over.to_string(), details)
 }
 
 fn unknown_persona(name: &str, error: &EngineError) -> Status {

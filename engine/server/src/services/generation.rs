@@ -3,7 +3,7 @@
 use std::{pin::Pin, time::Instant};
 
 use bespoke_domain as domain;
-use bespoke_engine::{EngineError, Event, Generation, Stage};
+use bespoke_engine::{EngineError, Event, Stage};
 use bespoke_proto::{
     GenerateRequest, GenerateResponse, GenerateStreamRequest, GenerateStreamResponse, Generated, ScoreRequest,
     ScoreResponse, generation_service_server::GenerationService,
@@ -12,7 +12,10 @@ use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use super::{Services, checked, read_deadline, within};
-use crate::status::status;
+use crate::{
+    call::{Call, Followed},
+    status::status,
+};
 
 #[tonic::async_trait]
 impl GenerationService for Services {
@@ -23,10 +26,11 @@ impl GenerationService for Services {
         request: Request<GenerateStreamRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
         let deadline = read_deadline(request.metadata())?;
-        let call = self.calls.open();
-        let generation = self.start(checked(request.into_inner())?, deadline).await?;
+        let open = self.calls.open();
+        let call = Call::of(request.extensions());
+        let generation = self.start(&call, checked(request.into_inner())?, deadline).await?;
         let events = generation.map(move |event| {
-            let _open = &call;
+            let _open = &open;
             event.map(Into::into).map_err(|error| status(&error))
         });
         Ok(Response::new(Box::pin(events)))
@@ -34,8 +38,9 @@ impl GenerationService for Services {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<GenerateResponse>, Status> {
         let deadline = read_deadline(request.metadata())?;
-        let _call = self.calls.open();
-        let generation = self.start(checked(request.into_inner())?, deadline).await?;
+        let _open = self.calls.open();
+        let call = Call::of(request.extensions());
+        let generation = self.start(&call, checked(request.into_inner())?, deadline).await?;
         let events = gather(generation, deadline).await.map_err(|error| status(&error))?;
         let generated = Generated::gather(events);
         let generated = generated.map_err(|invalid| status(&EngineError::Internal(invalid.to_string())))?;
@@ -44,24 +49,33 @@ impl GenerationService for Services {
 
     async fn score(&self, request: Request<ScoreRequest>) -> Result<Response<ScoreResponse>, Status> {
         let deadline = read_deadline(request.metadata())?;
-        let _call = self.calls.open();
+        let _open = self.calls.open();
+        let call = Call::of(request.extensions());
         let request: domain::ScoreRequest = checked(request.into_inner())?;
         let scoring = self.blocking(deadline, move |engine| engine.start_score(request, deadline)).await?;
-        let score = within(deadline, Stage::Prefill, scoring.score()).await;
-        Ok(Response::new(score.map_err(|error| status(&error))?.into()))
+        let score = within(deadline, Stage::Prefill, scoring.score()).await.map_err(|error| status(&error))?;
+        call.note_score(&score);
+        Ok(Response::new(score.into()))
     }
 }
 
 impl Services {
-    async fn start(&self, request: domain::Request, deadline: Option<Instant>) -> Result<Generation, Status> {
-        self.blocking(deadline, move |engine| engine.generate_until(request, deadline)).await
+    /// Queues a request; what it uses is noted in its call.
+    pub(crate) async fn start(
+        &self,
+        call: &Call,
+        request: domain::Request,
+        deadline: Option<Instant>,
+    ) -> Result<Followed, Status> {
+        let generation = self.blocking(deadline, move |engine| engine.generate_until(request, deadline)).await?;
+        Ok(call.follow(generation))
     }
 }
 
 /// Reads all events, at most until the deadline.
 ///
 /// The engine sees a deadline only between two steps; the transport would end the call before that with CANCELLED.
-async fn gather(mut generation: Generation, deadline: Option<Instant>) -> Result<Vec<Event>, EngineError> {
+async fn gather(mut generation: Followed, deadline: Option<Instant>) -> Result<Vec<Event>, EngineError> {
     let mut events = Vec::new();
     let read_all = async {
         while let Some(event) = generation.next().await {

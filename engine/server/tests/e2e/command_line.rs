@@ -76,7 +76,7 @@ fn models_lists_the_cache_and_the_catalogue() {
 
 #[test]
 fn every_command_has_help() {
-    for command in ["serve", "try", "pull", "models", "quantize", "bench", "perplexity"] {
+    for command in ["serve", "try", "pull", "models", "quantize", "token", "top", "bench", "perplexity"] {
         let (code, out, _) = run(&[command, "--help"]);
         assert!(code == Some(0) && out.contains("Usage:"), "{command}");
     }

@@ -3,10 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
 
 mod answers;
+mod certificates;
 mod command_line;
+mod documents;
+mod faults;
 mod malformed;
 mod measures;
+mod observation;
 mod operations;
 mod quantize;
 mod refusals;
+mod security;
 mod support;
+mod traces;

@@ -93,8 +93,14 @@ async fn the_grace_period_ends_what_does_not_end_itself() {
     let mut running = Running::tiny(|config| config.grace = Duration::from_millis(100)).await;
     let mut stalled = bulky(&running.address).await;
     stalled.next().await.unwrap().unwrap();
-    tokio::time::timeout(Duration::from_secs(10), running.drain()).await.unwrap().unwrap();
-    let rest: Vec<_> = stalled.collect().await;
+    let drained = tokio::time::timeout(Duration::from_secs(10), running.drain());
+    let read = async {
+        // The grace period is over then, and the connection not yet cut.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stalled.collect::<Vec<_>>().await
+    };
+    let (drained, rest) = tokio::join!(drained, read);
+    drained.unwrap().unwrap();
     let ended = rest.last().unwrap();
     assert!(matches!(ended, Err(status) if status.code() == tonic::Code::Unavailable), "{ended:?}");
 }

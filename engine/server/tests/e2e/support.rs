@@ -2,12 +2,13 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use bespoke_client::{Client, Event, Generate, Prompt, PromptSpec, Request, Sampling, Template};
+use bespoke_client::{Builder, Client, Event, Generate, Prompt, PromptSpec, Request, Sampling, Template};
 use bespoke_engine::Engine;
 use bespoke_proto::{
     GenerateStreamRequest, GenerateStreamResponse, generation_service_client::GenerationServiceClient,
@@ -21,6 +22,8 @@ use tonic::{Streaming, transport::Channel};
 /// A server on a model of its own. Stops when dropped.
 pub(crate) struct Running {
     pub(crate) address: String,
+    /// Of the page of metrics, where the configuration asks for one.
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) client: Client,
     stop: Option<oneshot::Sender<()>>,
     ended: JoinHandle<anyhow::Result<()>>,
@@ -32,7 +35,14 @@ impl Running {
     pub(crate) async fn tiny(configure: impl FnOnce(&mut Config)) -> Self {
         let model = TinyModel::default().write_hf().unwrap();
         let path = model.path().to_owned();
-        Self::start(&path, Some(model), configure).await
+        Self::start(&path, Some(model), configure, |builder| builder).await
+    }
+
+    /// Starts a server on the tiny random model that not everybody may call.
+    pub(crate) async fn guarded(configure: impl FnOnce(&mut Config), connect: impl FnOnce(Builder) -> Builder) -> Self {
+        let model = TinyModel::default().write_hf().unwrap();
+        let path = model.path().to_owned();
+        Self::start(&path, Some(model), configure, connect).await
     }
 
     /// Starts a server on a model that takes milliseconds for a token.
@@ -40,15 +50,20 @@ impl Running {
         let model = TinyModel { num_layers: 16, hidden_size: 256, intermediate_size: 512, ..TinyModel::default() };
         let model = model.write_hf().unwrap();
         let path = model.path().to_owned();
-        Self::start(&path, Some(model), configure).await
+        Self::start(&path, Some(model), configure, |builder| builder).await
     }
 
     /// Starts a server on the model at a path.
     pub(crate) async fn on(path: &Path) -> Self {
-        Self::start(path, None, |_| {}).await
+        Self::start(path, None, |_| {}, |builder| builder).await
     }
 
-    async fn start(path: &Path, model: Option<TinyModelDir>, configure: impl FnOnce(&mut Config)) -> Self {
+    async fn start(
+        path: &Path,
+        model: Option<TinyModelDir>,
+        configure: impl FnOnce(&mut Config),
+        connect: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
         let mut config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::default() };
         configure(&mut config);
         let mut engine = Engine::builder()
@@ -60,15 +75,17 @@ impl Running {
         if let Some(persona) = &config.system_persona {
             engine = engine.system_persona(persona.clone());
         }
+        let scheme = if config.security.tls.is_some() { "https" } else { "http" };
         let listener = tokio::net::TcpListener::bind(config.listen).await.unwrap();
         let server = Server::new(engine.build().unwrap(), config, listener).unwrap();
-        let address = format!("http://{}", server.address());
+        let metrics = server.metrics_address();
+        let address = format!("{scheme}://{}", server.address());
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(server.run(async {
             let _ = stopped.await;
         }));
-        let client = Client::connect(&address).await.unwrap();
-        Self { address, client, stop: Some(stop), ended, _model: model }
+        let client = connect(Client::builder(&address)).connect().await.unwrap();
+        Self { address, metrics, client, stop: Some(stop), ended, _model: model }
     }
 
     /// Tells the server to drain; the future is ready when it has ended.
@@ -172,15 +189,21 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `serve` on a model and waits until it listens.
     pub(crate) fn serve(model: &Path, arguments: &[&str]) -> Self {
+        Self::serve_logging(model, arguments, Stdio::inherit())
+    }
+
+    /// Does the same with another standard error.
+    pub(crate) fn serve_logging(model: &Path, arguments: &[&str], log: Stdio) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port_file: PathBuf = folder.path().join("address");
         let child = binary()
-            .args(["serve", "--listen", "127.0.0.1:0", "--num-threads", "1", "--model"])
+            .env("BESPOKE_LISTEN", "127.0.0.1:0")
+            .args(["serve", "--num-threads", "1", "--model"])
             .arg(model)
             .arg("--port-file")
             .arg(&port_file)
             .args(arguments)
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
