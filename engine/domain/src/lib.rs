@@ -15,6 +15,8 @@
 //! - **row**: one line of a preference data set.
 //! - **step**: one forward pass over a **batch**, the ragged concatenation of **chunks** of sequences; a **plan** says which.
 //! - **draft**: tokens guessed from earlier text, computed with the next token and kept as far as they are what is sampled.
+//! - **call**: a request at the server's door, with who asks and what it has used, to the end of its answer.
+//! - **identity**: who calls, told by a bearer token or a certificate; it has limits of its own.
 //! - **prefix cache**: blocks kept after their sequence ended, for later ones that begin with the same tokens.
 //! - **block**: a fixed number of token places in the KV cache.
 
