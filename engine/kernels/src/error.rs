@@ -6,7 +6,7 @@ use crate::{DType, Isa};
 #[derive(Debug, thiserror::Error)]
 pub enum KernelsError {
     /// The override names no instruction set.
-    #[error("unknown instruction set `{value}` in `BESPOKE_KERNELS`, expected `scalar`, `avx2` or `avx512`")]
+    #[error("unknown instruction set `{value}` in `BESPOKE_KERNELS`, expected `scalar`, `avx2`, `avx512` or `amx`")]
     UnknownIsa {
         /// What was given.
         value: String,

@@ -16,13 +16,19 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI: Intel since 2019, AMD since 2022.
     Avx512,
+    /// AVX-512 with the tile registers of AMX for integer products: Intel since 2023, where the system allows them.
+    ///
+    /// Only taken where `BESPOKE_KERNELS` names it: its gain has not been measured yet.
+    Amx,
 }
 
 impl Isa {
-    /// Every instruction set, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    /// Every instruction set.
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx];
+    /// What is picked without being named, slowest first.
+    const MEASURED: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
 
-    /// Picks the fastest instruction set of this processor, or the one that `BESPOKE_KERNELS` names.
+    /// Picks the fastest instruction set of this processor that has been measured, or the one that `BESPOKE_KERNELS` names.
     ///
     /// **Errors**: the variable names none, or one that this processor lacks.
     pub fn detect() -> Result<Isa, KernelsError> {
@@ -49,13 +55,17 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => Isa::Avx512.is_available() && has_tile_registers(),
+            #[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+            Isa::Amx => false,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => false,
         }
     }
 
     pub(crate) fn fastest() -> Isa {
-        Isa::ALL.into_iter().rfind(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
+        Isa::MEASURED.into_iter().rfind(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
     }
 
     fn named(value: &str) -> Result<Isa, KernelsError> {
@@ -71,8 +81,30 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
+}
+
+/// Whether the processor has the integer products of AMX, and the system lets this process use its tile registers.
+///
+/// **Source**: Intel's manual, volume 1, chapter 18; Linux, `Documentation/arch/x86/xstate.rst`.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_tile_registers() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    use std::sync::OnceLock;
+    /// AMX-TILE and AMX-INT8, in `edx` of leaf 7.
+    const FEATURES: u32 = 1 << 24 | 1 << 25;
+    /// Asks for the use of a state component that is not there from the start.
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    /// The state component of the tile registers' data.
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let has_features = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & FEATURES == FEATURES;
+        // SAFETY: the call changes nothing but what this process is allowed to use.
+        has_features && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
+    })
 }
 
 impl fmt::Display for Isa {

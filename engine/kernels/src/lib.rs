@@ -34,6 +34,8 @@ mod rope;
 mod samples;
 mod shared;
 mod table;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod tile_emulator;
 mod training;
 
 pub use attention::{Attention, AttentionRow, KvBuffer, KvDType, KvShape};

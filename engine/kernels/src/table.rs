@@ -59,8 +59,10 @@ impl Table {
             Isa::Avx2 => &AVX2,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &AVX512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &AMX,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => unreachable!("invariant: `{isa}` is never available here"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("invariant: `{isa}` is never available here"),
         }
     }
 }
@@ -122,4 +124,24 @@ static AVX512: Table = Table {
     quantize: quantized::avx512::quantize,
     packed_tile: packed::avx512::tile,
     packed_rows: packed::avx512::GROUP_ROWS,
+};
+
+#[cfg(target_arch = "x86_64")]
+static AMX: Table = Table {
+    decode: dequantize::avx512::decode,
+    dot4: matmul::avx512::dot4,
+    tile: matmul::avx512::tile,
+    tile_rows: matmul::avx512::TILE_ROWS,
+    rms_norm: elementwise::avx512::rms_norm,
+    swiglu: elementwise::avx512::swiglu,
+    add: elementwise::avx512::add,
+    rotate: elementwise::avx512::rotate,
+    softmax: attention::avx512::softmax,
+    weigh: attention::avx512::weigh,
+    attend: Some((attention::avx512_block::step, 1)),
+    rms_factor: elementwise::avx512::rms_factor,
+    rms_scale: elementwise::avx512::rms_scale,
+    quantize: quantized::avx512::quantize,
+    packed_tile: packed::amx::tile,
+    packed_rows: packed::amx::GROUP_ROWS,
 };

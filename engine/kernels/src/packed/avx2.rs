@@ -202,7 +202,7 @@ unsafe fn steps<const FORMAT: usize, const HALF: usize, const N: usize>(
 /// `codes` points to a block.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn weights<const FORMAT: usize, const HALF: usize>(codes: *const u8, step: usize) -> __m256i {
+pub(super) unsafe fn weights<const FORMAT: usize, const HALF: usize>(codes: *const u8, step: usize) -> __m256i {
     let format = const { Format::ALL[FORMAT] };
     // SAFETY: the caller's promise; a block has as many vectors as a code has bits.
     let vector = |index: usize| unsafe { _mm256_loadu_si256(codes.add(index * VECTOR).cast()) };

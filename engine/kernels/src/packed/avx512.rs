@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{Format, GROUP_MAX, SUPER, Scales, Sums, TILE, TileJob};
+use super::{Format, SUPER, Scales, Sums, TILE, TileJob};
 
 /// Activation rows of a group: twelve integer and twelve float sums leave eight registers for weights and scales.
-pub(crate) const GROUP_ROWS: usize = GROUP_MAX;
+pub(crate) const GROUP_ROWS: usize = 12;
 /// Bytes of a vector.
 const VECTOR: usize = 64;
 /// Steps of half a block.
@@ -47,7 +47,10 @@ fn rows<const FORMAT: usize>(job: &TileJob<'_>, sums: &mut Sums) {
             9 => kernel::<FORMAT, 9>(job, sums),
             10 => kernel::<FORMAT, 10>(job, sums),
             11 => kernel::<FORMAT, 11>(job, sums),
-            _ => kernel::<FORMAT, 12>(job, sums),
+            rows => {
+                assert_eq!(rows, GROUP_ROWS, "rows of a group");
+                kernel::<FORMAT, 12>(job, sums);
+            }
         }
     }
 }
@@ -100,7 +103,7 @@ unsafe fn kernel<const FORMAT: usize, const N: usize>(job: &TileJob<'_>, sums: &
 /// `d` points to `N` floats.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 #[inline]
-unsafe fn add<const N: usize>(acc: &mut [__m512; N], dots: &[__m512i; N], scale: __m512, d: *const f32) {
+pub(super) unsafe fn add<const N: usize>(acc: &mut [__m512; N], dots: &[__m512i; N], scale: __m512, d: *const f32) {
     for (i, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
         // SAFETY: the caller's promise.
         let d = _mm512_set1_ps(unsafe { *d.add(i) });
@@ -114,7 +117,11 @@ unsafe fn add<const N: usize>(acc: &mut [__m512; N], dots: &[__m512i; N], scale:
 /// `at` is that of a block of the job, whose group has `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 #[inline]
-unsafe fn offsets<const FORMAT: usize, const N: usize>(job: &TileJob<'_>, at: usize, half: usize) -> [__m512i; N] {
+pub(super) unsafe fn offsets<const FORMAT: usize, const N: usize>(
+    job: &TileJob<'_>,
+    at: usize,
+    half: usize,
+) -> [__m512i; N] {
     let format = const { Format::ALL[FORMAT] };
     let mut dots = [_mm512_setzero_si512(); N];
     let meta = &job.group.meta;
@@ -215,7 +222,7 @@ const OR_MASKED: i32 = 0xF8;
 /// `scales` points to the scales of a tile that has this block.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 #[inline]
-unsafe fn scales<const FORMAT: usize>(scales: *const u8, block: usize) -> ([__m512; 2], __m512) {
+pub(super) unsafe fn scales<const FORMAT: usize>(scales: *const u8, block: usize) -> ([__m512; 2], __m512) {
     let format = const { Format::ALL[FORMAT] };
     let zero = _mm512_setzero_ps();
     // SAFETY: the caller's promise, here and in the next two; the layout is that of `Scales`.

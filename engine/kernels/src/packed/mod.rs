@@ -10,7 +10,7 @@
 //! **Meaning.** With `c` the codes, `o` the offset of the format and `q`, `d` an activation block ([`crate::Quantized`]):
 //! the integer `s = sum((c - o) q)` is exact; then, block by block in order, each output is
 //! `acc = fma(s * d, scale, acc)`, and with a minimum `acc = fma(min, d * sum(q), acc)` after it. Formats with a scale
-//! per 16 columns do the first step for each half. Scalar, AVX2 and AVX-512 give the same bits, at any number of rows.
+//! per 16 columns do the first step for each half. Scalar, AVX2, AVX-512 and AMX give the same bits, at any number of rows.
 //!
 //! **Bounds.** `|q| <= 127` and `c <= 255`, so 32 products sum to at most `32 * 255 * 127 = 1,036,320`, and with an
 //! offset of 128 times the sum of the integers to less than `2^21`: nothing overflows 32 bits, and every `s` is
@@ -18,6 +18,8 @@
 //! saturates at 32,767: codes of up to 6 bits give at most `2 * 63 * 127 = 16,002`; 8-bit codes are made signed again
 //! and multiplied as `|c| * sign(q, c)`, at most `2 * 128 * 127 = 32,512`.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -46,7 +48,7 @@ pub(crate) const TILE: usize = 16;
 /// Blocks of a superblock: the 256 columns of the K formats.
 pub(crate) const SUPER: usize = 8;
 /// Most activation rows of a group, for every instruction set.
-pub(crate) const GROUP_MAX: usize = 12;
+pub(crate) const GROUP_MAX: usize = 16;
 /// Sums of a group: activation rows x the rows of a tile.
 pub(crate) type Sums = [[f32; TILE]; GROUP_MAX];
 

@@ -46,18 +46,20 @@ fn weights_of(format: Format, codes: &[u8], row: usize) -> [i32; BLOCK] {
         0 => 0,
         shift => 1 << shift,
     };
-    std::array::from_fn(|col| {
-        let (step, byte) = (col / 4, row * 4 + col % 4);
-        let at = |vector: usize| i32::from(codes[vector * VECTOR + byte]);
-        let low = || at(step % 4) >> (4 * (step / 4)) & 0xF;
-        let code = match format.bits() {
-            4 => low(),
-            5 => low() | (at(4) >> step & 1) << 4,
-            6 => low() | (at(4 + step / 4) >> (2 * (step % 4)) & 3) << 4,
-            _ => at(step),
-        };
-        code - offset
-    })
+    std::array::from_fn(|col| code_of(format, codes, row, col) - offset)
+}
+
+/// One code of a block.
+pub(crate) fn code_of(format: Format, codes: &[u8], row: usize, col: usize) -> i32 {
+    let (step, byte) = (col / 4, row * 4 + col % 4);
+    let at = |vector: usize| i32::from(codes[vector * VECTOR + byte]);
+    let low = || at(step % 4) >> (4 * (step / 4)) & 0xF;
+    match format.bits() {
+        4 => low(),
+        5 => low() | (at(4) >> step & 1) << 4,
+        6 => low() | (at(4 + step / 4) >> (2 * (step % 4)) & 3) << 4,
+        _ => at(step),
+    }
 }
 
 /// The scales of a row of a block, the second that of the later half where there is one, and its minimum.

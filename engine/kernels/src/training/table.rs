@@ -77,9 +77,9 @@ impl TrainingTable {
         match isa {
             Isa::Scalar => &SCALAR,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => &AVX2,
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => &AVX2,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => unreachable!("invariant: `{isa}` is never available here"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("invariant: `{isa}` is never available here"),
         }
     }
 }

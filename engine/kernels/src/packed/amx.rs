@@ -1,0 +1,343 @@
+//! Integer products with AMX: the sums of sixteen activation rows and sixteen weight rows at once in a tile register.
+//!
+//! A *unit* is what shares a scale: a block, or half of one where halves have their own. Units are multiplied apart, so
+//! that the floats that follow are those of every other instruction set: [`dots`] makes the integer sums of some units,
+//! [`accumulate`] scales and adds them in order. The packed layout is that of the right factor of `tdpbsud` already:
+//! a row of a tile register holds four columns of each of the sixteen weight rows. Codes of fewer than eight bits are
+//! unpacked first.
+//!
+//! Groups too small to fill a tile register take the AVX-512 way, with the same bits.
+//!
+//! **Not measured yet** on a processor that has AMX: [`Isa::Amx`](crate::Isa::Amx) says what follows from that.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use super::{Format, Scales, Sums, TILE, TileJob, avx2, avx512};
+
+/// Activation rows of a group: the rows of a tile register.
+pub(crate) const GROUP_ROWS: usize = 16;
+/// Groups below this size take the AVX-512 way, whose cost is by row: a tile register costs the same however full.
+const GROUP_ROWS_MIN: usize = 5;
+/// Units whose integer sums are made before they are scaled: codes and sums take 12 KiB of a first-level cache.
+const UNITS: usize = 8;
+/// Bytes of a row of a tile register.
+const LINE: usize = 64;
+/// Bytes of an activation row in a block: the distance of the rows of a left factor.
+const X_STRIDE: usize = 32;
+/// Bytes of the unpacked codes of a block.
+const BLOCK_CODES: usize = 512;
+/// Steps of four columns in half a block.
+const HALF_STEPS: usize = 4;
+
+/// Integer sums of some units, unit by unit: activation row, weight row.
+#[repr(align(64))]
+struct Dots([[[i32; TILE]; GROUP_ROWS]; UNITS]);
+
+/// Unpacked codes of some units.
+#[repr(align(64))]
+struct Codes([u8; UNITS * BLOCK_CODES]);
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// The shape of the units of a job.
+#[derive(Clone, Copy)]
+struct Units {
+    /// Units of a block: 1 or 2.
+    per_block: usize,
+    /// Columns of a unit.
+    cols: usize,
+}
+
+impl Units {
+    const fn of(format: Format) -> Units {
+        match format.scales() {
+            Scales::SuperHalves => Units { per_block: 2, cols: 16 },
+            _ => Units { per_block: 1, cols: 32 },
+        }
+    }
+}
+
+/// As `scalar::tile`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(crate) fn tile(job: &TileJob<'_>, sums: &mut Sums) {
+    if job.group.rows < GROUP_ROWS_MIN {
+        return avx512::tile(job, sums);
+    }
+    job.check();
+    match job.format {
+        Format::Q4_0 => kernel::<{ Format::Q4_0 as usize }>(job, sums),
+        Format::Q4_1 => kernel::<{ Format::Q4_1 as usize }>(job, sums),
+        Format::Q5_0 => kernel::<{ Format::Q5_0 as usize }>(job, sums),
+        Format::Q5_1 => kernel::<{ Format::Q5_1 as usize }>(job, sums),
+        Format::Q8_0 => kernel::<{ Format::Q8_0 as usize }>(job, sums),
+        Format::Q3K => kernel::<{ Format::Q3K as usize }>(job, sums),
+        Format::Q4K => kernel::<{ Format::Q4K as usize }>(job, sums),
+        Format::Q5K => kernel::<{ Format::Q5K as usize }>(job, sums),
+        Format::Q6K => kernel::<{ Format::Q6K as usize }>(job, sums),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn kernel<const FORMAT: usize>(job: &TileJob<'_>, sums: &mut Sums) {
+    let units = const { Units::of(Format::ALL[FORMAT]) };
+    let num_units = job.blocks * units.per_block;
+    sums[..job.group.rows].fill([0.0; TILE]);
+    let mut made = Dots([[[0; TILE]; GROUP_ROWS]; UNITS]);
+    configure(job.group.rows, units);
+    for first in (0..num_units).step_by(UNITS) {
+        let num = UNITS.min(num_units - first);
+        // SAFETY: `tile` has checked the lengths; the tile registers are configured for the job, and its instruction set is here.
+        unsafe {
+            dots::<FORMAT>(job, first, num, &mut made);
+            accumulate::<FORMAT>(job, first, &made.0[..num], sums);
+        }
+    }
+    release();
+}
+
+/// Configures the tile registers of this thread: 0 and 1 for sums, 2 and 3 for activations, 4 and 5 for codes.
+fn configure(rows: usize, units: Units) {
+    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+    for (sums, (x, codes)) in [(0, (2, 4)), (1, (3, 5))] {
+        (config.rows[sums], config.bytes_per_row[sums]) = (rows as u8, LINE as u16);
+        (config.rows[x], config.bytes_per_row[x]) = (rows as u8, units.cols as u16);
+        (config.rows[codes], config.bytes_per_row[codes]) = ((units.cols / 4) as u8, LINE as u16);
+    }
+    // SAFETY: the table of AMX is chosen only where the system lets this process use tile registers; the configuration is valid.
+    unsafe { asm!("ldtilecfg [{config}]", config = in(reg) &raw const config, options(nostack, readonly)) };
+}
+
+/// Gives the tile registers up, so that a switch of threads need not save them.
+fn release() {
+    // SAFETY: as in `configure`; nothing is in the tile registers that is still needed.
+    unsafe { asm!("tilerelease", options(nostack, nomem)) };
+}
+
+/// Makes the integer sums of `num` units from unit `first` on: those of the codes as stored, with their offset.
+///
+/// # Safety
+/// The job is as long as it says and has these units, [`configure`] was called for it, and AVX2 is available.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn dots<const FORMAT: usize>(job: &TileJob<'_>, first: usize, num: usize, out: &mut Dots) {
+    let (format, units) = const { (Format::ALL[FORMAT], Units::of(Format::ALL[FORMAT])) };
+    let (first_block, per_block) = (first / units.per_block, units.per_block);
+    let mut unpacked = Codes([0; UNITS * BLOCK_CODES]);
+    let mut codes = job.codes[first_block * format.block_codes()..].as_ptr();
+    if format.bits() < 8 {
+        for (block, out) in unpacked.0.chunks_exact_mut(BLOCK_CODES).take(num / per_block).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { unpack::<FORMAT>(codes.add(block * format.block_codes()), out) };
+        }
+        codes = unpacked.0.as_ptr();
+    }
+    let x = job.group.values[first_block * job.group.rows..].as_ptr().cast::<i8>();
+    let operands = |unit: usize| {
+        let (block, half) = (unit / per_block, unit % per_block);
+        let x = x.wrapping_add(block * job.group.rows * X_STRIDE + half * units.cols);
+        (x, codes.wrapping_add(unit * (BLOCK_CODES / per_block)))
+    };
+    for unit in (0..num).step_by(2) {
+        // The last of an odd number is computed twice.
+        let pair = [unit, (unit + 1).min(num - 1)];
+        let sums = pair.map(|unit| out.0[unit].as_mut_ptr().cast());
+        // SAFETY: the caller's promise: rows of activations and codes lie where the layouts of the group and the tile say.
+        unsafe { multiply(pair.map(operands), sums) };
+    }
+}
+
+/// Unpacks the codes of a block: eight steps of four columns of each row.
+///
+/// # Safety
+/// `codes` points to a block, and `out` is as long as an unpacked one.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack<const FORMAT: usize>(codes: *const u8, out: &mut [u8]) {
+    for (step, out) in out.chunks_exact_mut(LINE).enumerate() {
+        for (part, out) in out.chunks_exact_mut(LINE / 2).enumerate() {
+            // SAFETY: the caller's promise; a part is one vector.
+            unsafe {
+                let codes = codes.add(part * LINE / 2);
+                let values = match step / HALF_STEPS {
+                    0 => avx2::weights::<FORMAT, 0>(codes, step),
+                    _ => avx2::weights::<FORMAT, 1>(codes, step - HALF_STEPS),
+                };
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), values);
+            }
+        }
+    }
+}
+
+/// Multiplies the activations and the codes of two units; the sums have [`GROUP_ROWS`] rows of [`TILE`].
+///
+/// # Safety
+/// [`configure`] was called, and the operands hold what its shapes say.
+#[inline(always)]
+unsafe fn multiply(operands: [(*const i8, *const u8); 2], sums: [*mut i32; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tileloadd tmm2, [{x0} + {x_stride}]",
+            "tileloadd tmm4, [{codes0} + {line}]",
+            "tileloadd tmm3, [{x1} + {x_stride}]",
+            "tileloadd tmm5, [{codes1} + {line}]",
+            "tdpbsud tmm0, tmm2, tmm4",
+            "tdpbsud tmm1, tmm3, tmm5",
+            "tilestored [{sums0} + {line}], tmm0",
+            "tilestored [{sums1} + {line}], tmm1",
+            x0 = in(reg) operands[0].0,
+            codes0 = in(reg) operands[0].1,
+            x1 = in(reg) operands[1].0,
+            codes1 = in(reg) operands[1].1,
+            sums0 = in(reg) sums[0],
+            sums1 = in(reg) sums[1],
+            x_stride = in(reg) X_STRIDE,
+            line = in(reg) LINE,
+            options(nostack),
+        );
+    }
+}
+
+/// Takes the offsets off the integer sums of some units, scales them and adds them in order.
+///
+/// # Safety
+/// The job is as long as it says and has the units from `first` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn accumulate<const FORMAT: usize>(
+    job: &TileJob<'_>,
+    first: usize,
+    dots: &[[[i32; TILE]; GROUP_ROWS]],
+    sums: &mut Sums,
+) {
+    let mut row = 0;
+    // SAFETY: the caller's promise; the rows stay below those of the group.
+    unsafe {
+        while row + 8 <= job.group.rows {
+            accumulate_rows::<FORMAT, 8>(job, (first, row), dots, sums);
+            row += 8;
+        }
+        while row + 2 <= job.group.rows {
+            accumulate_rows::<FORMAT, 2>(job, (first, row), dots, sums);
+            row += 2;
+        }
+        if row < job.group.rows {
+            accumulate_rows::<FORMAT, 1>(job, (first, row), dots, sums);
+        }
+    }
+}
+
+/// # Safety
+/// As [`accumulate`]; the group has `N` rows from `row` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn accumulate_rows<const FORMAT: usize, const N: usize>(
+    job: &TileJob<'_>,
+    (first, row): (usize, usize),
+    dots: &[[[i32; TILE]; GROUP_ROWS]],
+    sums: &mut Sums,
+) {
+    let (format, units) = const { (Format::ALL[FORMAT], Units::of(Format::ALL[FORMAT])) };
+    let meta = &job.group.meta;
+    // SAFETY: a row of sums or dots is a vector; the caller's promise bounds the rest.
+    unsafe {
+        let mut acc: [__m512; N] = std::array::from_fn(|i| _mm512_loadu_ps(sums[row + i].as_ptr()));
+        for (unit, dots) in (first..).zip(dots) {
+            let (block, half) = (unit / units.per_block, unit % units.per_block);
+            let at = block * job.group.rows + row;
+            let (scales, min) = avx512::scales::<FORMAT>(job.scales.as_ptr(), block);
+            let mut totals = avx512::offsets::<FORMAT, N>(job, at, half);
+            for (total, dots) in totals.iter_mut().zip(&dots[row..]) {
+                *total = _mm512_add_epi32(*total, _mm512_loadu_si512(dots.as_ptr().cast()));
+            }
+            avx512::add::<N>(&mut acc, &totals, scales[half], meta.scales.as_ptr().add(at));
+            if matches!(format.scales(), Scales::HalfMin | Scales::SuperMin) {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let sum = _mm512_set1_ps(*meta.scaled_sums.as_ptr().add(at + i));
+                    *acc = _mm512_fmadd_ps(min, sum, *acc);
+                }
+            }
+        }
+        for (sums, acc) in sums[row..].iter_mut().zip(acc) {
+            _mm512_storeu_ps(sums.as_mut_ptr(), acc);
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+    use crate::quantized::{self, BLOCK, Source};
+    use crate::samples::Random;
+    use crate::table::Table;
+    use crate::tile_emulator::TileEmulator;
+    use crate::{DType, Isa, Kernels, PackedMatrix, Quantized};
+
+    /// The integer sums of a job, made the plain way from the layout.
+    fn expected(job: &TileJob<'_>, unit: usize, units: Units, row: usize, weight_row: usize) -> i32 {
+        let (block, half) = (unit / units.per_block, unit % units.per_block);
+        let codes = &job.codes[block * job.format.block_codes()..][..job.format.block_codes()];
+        let x = &job.group.values[block * job.group.rows + row];
+        (half * units.cols..(half + 1) * units.cols)
+            .map(|col| super::super::scalar::code_of(job.format, codes, weight_row, col) * i32::from(x[col]))
+            .sum()
+    }
+
+    fn check<const FORMAT: usize>(emulator: &TileEmulator, random: &mut Random, dtype: DType) {
+        let units = Units::of(Format::ALL[FORMAT]);
+        let kernels = Kernels::with_isa(Isa::Avx2, 1).unwrap();
+        // Groups as large as those of AMX.
+        let table = Box::leak(Box::new(Table { packed_rows: GROUP_ROWS, ..*Table::of(Isa::Avx2) }));
+        for (cols, rows) in [(512, 16), (768, 5), (256, 13)] {
+            let packed = PackedMatrix::pack(&random.matrix(dtype, TILE, cols), kernels.pool()).unwrap();
+            let mut x = Quantized::new();
+            let source = Source::Plain { x: &random.floats(rows * cols) };
+            quantized::run(table, kernels.pool(), source, rows, &mut x);
+            let job = packed.tile_job(0, x.group(0), true);
+            assert_eq!(job.group.rows, rows);
+            let num_units = cols / BLOCK * units.per_block;
+            let mut made = Dots([[[-1; TILE]; GROUP_ROWS]; UNITS]);
+            emulator.run(|| configure(rows, units));
+            for first in (0..num_units).step_by(UNITS) {
+                let num = UNITS.min(num_units - first);
+                // SAFETY: the lengths are those of a packed matrix; the emulator stands in where AMX is missing.
+                emulator.run(|| unsafe { dots::<FORMAT>(&job, first, num, &mut made) });
+                for (unit, dots) in (first..first + num).zip(&made.0) {
+                    for (row, dots) in dots[..rows].iter().enumerate() {
+                        for (weight_row, &dot) in dots.iter().enumerate() {
+                            assert_eq!(dot, expected(&job, unit, units, row, weight_row), "{dtype}, unit {unit}");
+                        }
+                    }
+                }
+            }
+            emulator.run(release);
+        }
+    }
+
+    /// Tile instructions run on the processor where it has them, else in an emulator.
+    #[test]
+    fn tile_registers_make_the_integer_sums_of_every_format() {
+        if !Isa::Avx2.is_available() {
+            println!("skipped: no AVX2");
+            return;
+        }
+        let (emulator, mut random) = (TileEmulator::install(), Random(21));
+        check::<{ Format::Q4_0 as usize }>(&emulator, &mut random, DType::Q4_0);
+        check::<{ Format::Q4_1 as usize }>(&emulator, &mut random, DType::Q4_1);
+        check::<{ Format::Q5_0 as usize }>(&emulator, &mut random, DType::Q5_0);
+        check::<{ Format::Q5_1 as usize }>(&emulator, &mut random, DType::Q5_1);
+        check::<{ Format::Q8_0 as usize }>(&emulator, &mut random, DType::Q8_0);
+        check::<{ Format::Q3K as usize }>(&emulator, &mut random, DType::Q3K);
+        check::<{ Format::Q4K as usize }>(&emulator, &mut random, DType::Q4K);
+        check::<{ Format::Q5K as usize }>(&emulator, &mut random, DType::Q5K);
+        check::<{ Format::Q6K as usize }>(&emulator, &mut random, DType::Q6K);
+    }
+}
