@@ -1,9 +1,7 @@
 //! The frozen base model: weights of any model file, in the order of Hugging Face, kept in the format that was asked for.
 
-use std::cell::Cell;
-
 use bespoke_kernels::{DType, Kernels, Matrix, Rope, RopeStyle};
-use bespoke_model::{Linear, ModelConfig, ModelSource, Weight, Weights, encode_matrix};
+use bespoke_model::{LayerWeights, Linear, ModelConfig, ModelSource, Weight, Weights, encode_matrix};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -28,6 +26,19 @@ pub enum BaseDtype {
     #[value(name = "q4_0")]
     #[serde(rename = "q4_0")]
     Q4_0,
+}
+
+impl BaseDtype {
+    /// The format in which a matrix is kept that is stored as `found`.
+    fn kept(self, found: DType) -> DType {
+        match self {
+            BaseDtype::Auto if found.block_len() == 1 => found,
+            BaseDtype::Auto | BaseDtype::F32 => DType::F32,
+            BaseDtype::Bf16 => DType::Bf16,
+            BaseDtype::Q8_0 => DType::Q8_0,
+            BaseDtype::Q4_0 => DType::Q4_0,
+        }
+    }
 }
 
 /// The weights of a frozen model and the kernels that run it.
@@ -85,17 +96,13 @@ impl Base {
         let weights = Weights::load(source, &config)?;
         let frequencies = config.inverse_frequencies(weights.rope_divisors.as_deref());
         let rope = Rope::new(RopeStyle::Half, &frequencies, config.context_length, 1.0);
-        let (head_dim, style) = (config.head_dim, weights.rope_style);
-        let keeper = Keeper { dtype, num_threads, head_dim, style, encoded: Cell::new(false) };
-        let mut embeddings = keeper.keep("embed_tokens", &weights.embeddings)?;
-        let untied = (!config.tie_embeddings).then(|| keeper.keep("lm_head", plain(&weights.output)));
-        let mut untied = untied.transpose()?;
-        let layers = weights.layers.into_iter().map(|layer| keeper.layer(layer));
-        let mut layers = layers.collect::<Result<Vec<_>, _>>()?;
-        if keeper.encoded.get() {
-            let linears = layers.iter_mut().flat_map(|layer| &mut layer.linears).map(|linear| &mut linear.weight);
-            on_huge_pages(linears.chain([&mut embeddings]).chain(&mut untied).collect());
-        }
+        let layers = weights.layers.into_iter().map(|layer| base_layer(layer, weights.rope_style, config.head_dim));
+        let (mut layers, mut embeddings): (Vec<_>, _) = (layers.collect(), weights.embeddings);
+        let mut untied = (!config.tie_embeddings).then(|| plain(&weights.output).clone());
+        let linears = layers.iter_mut().flat_map(|layer| Target::ALL.into_iter().zip(&mut layer.linears));
+        let linears = linears.map(|(target, linear)| (target.name(), &mut linear.weight));
+        let others = [("embed_tokens", &mut embeddings)].into_iter().chain(untied.as_mut().map(|w| ("lm_head", w)));
+        encode(linears.chain(others), dtype, num_threads)?;
         let output = untied.unwrap_or_else(|| embeddings.clone());
         Ok(Base {
             embeddings,
@@ -110,55 +117,42 @@ impl Base {
     }
 }
 
-/// Moves matrices, in the order of a pass, into huge pages.
-fn on_huge_pages(mut matrices: Vec<&mut Matrix>) {
-    let nothing = || Matrix::from_f32(0, 0, &[]).expect("invariant: no rows of no weights are a matrix");
-    let taken = matrices.iter_mut().map(|matrix| std::mem::replace(*matrix, nothing())).collect();
-    for (place, moved) in matrices.into_iter().zip(Matrix::on_huge_pages(taken)) {
-        *place = moved;
-    }
+/// Brings the matrices of a layer into the order of Hugging Face.
+fn base_layer(layer: LayerWeights, style: RopeStyle, head_dim: usize) -> BaseLayer {
+    let linears = [layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down];
+    let linears = std::array::from_fn(|index| {
+        let (weight, bias) = hugging_face_order(&linears[index], Target::ALL[index], style, head_dim);
+        BaseLinear { weight, bias }
+    });
+    let head_norms = layer.q_norm.zip(layer.k_norm).map(|(q, k)| [q, k]);
+    BaseLayer { attn_norm: layer.attn_norm, ffn_norm: layer.ffn_norm, head_norms, linears }
 }
 
-/// Brings matrices into the order and format in which they are kept.
-struct Keeper {
+/// Brings named matrices into the format in which they are kept; those that have it already stay where they are.
+fn encode<'a>(
+    matrices: impl Iterator<Item = (&'static str, &'a mut Matrix)>,
     dtype: BaseDtype,
     num_threads: usize,
-    head_dim: usize,
-    style: RopeStyle,
-    /// Whether some matrix has got another format, and with it memory of its own.
-    encoded: Cell<bool>,
-}
-
-impl Keeper {
-    fn layer(&self, layer: bespoke_model::LayerWeights) -> Result<BaseLayer, TrainError> {
-        let linears = [layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down];
-        let mut kept = Vec::with_capacity(linears.len());
-        for (target, linear) in Target::ALL.into_iter().zip(linears) {
-            let ordered = hugging_face_order(&linear, target, self.style, self.head_dim);
-            let weight = self.keep(target.name(), &ordered.0)?;
-            kept.push(BaseLinear { weight, bias: ordered.1 });
+) -> Result<(), TrainError> {
+    let others = matrices.filter(|(_, matrix)| dtype.kept(matrix.dtype()) != matrix.dtype());
+    let others: Vec<(&str, &mut Matrix)> = others.collect();
+    let fault = |name: &str, reason| TrainError::BaseDtype { tensor: name.to_owned(), reason };
+    let mut shapes = Vec::with_capacity(others.len());
+    for (name, matrix) in &others {
+        let (wanted, cols) = (dtype.kept(matrix.dtype()), matrix.cols());
+        if wanted.row_bytes(cols).is_none() {
+            return Err(fault(name, format!("rows of {cols} weights are not whole blocks of {wanted}")));
         }
-        let linears = kept.try_into().unwrap_or_else(|_| unreachable!("invariant: seven modules went in"));
-        let head_norms = layer.q_norm.zip(layer.k_norm).map(|(q, k)| [q, k]);
-        Ok(BaseLayer { attn_norm: layer.attn_norm, ffn_norm: layer.ffn_norm, head_norms, linears })
+        shapes.push((wanted, matrix.rows(), cols));
     }
-
-    fn keep(&self, name: &str, matrix: &Matrix) -> Result<Matrix, TrainError> {
-        let found = matrix.dtype();
-        let wanted = match self.dtype {
-            BaseDtype::Auto if found.block_len() == 1 => found,
-            BaseDtype::Auto | BaseDtype::F32 => DType::F32,
-            BaseDtype::Bf16 => DType::Bf16,
-            BaseDtype::Q8_0 => DType::Q8_0,
-            BaseDtype::Q4_0 => DType::Q4_0,
-        };
-        if wanted == found {
-            return Ok(matrix.clone());
-        }
-        self.encoded.set(true);
-        encode_matrix(matrix, wanted, self.num_threads)
-            .map_err(|reason| TrainError::BaseDtype { tensor: name.to_owned(), reason })
+    let encoded = Matrix::on_huge_pages(&shapes, |index, out| {
+        let (name, matrix) = &others[index];
+        encode_matrix(matrix, shapes[index].0, num_threads, out).map_err(|reason| fault(name, reason))
+    })?;
+    for ((_, place), encoded) in others.into_iter().zip(encoded) {
+        *place = encoded;
     }
+    Ok(())
 }
 
 /// The matrix of a model that was only opened.

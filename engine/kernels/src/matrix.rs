@@ -40,22 +40,32 @@ impl Matrix {
         Matrix::new(DType::F32, rows, cols, Bytes::from(data))
     }
 
-    /// Copies matrices into huge pages, where a product over many of them spends less time on the addresses of their rows; each one
-    /// is given up as soon as it is copied.
-    pub fn on_huge_pages(matrices: Vec<Matrix>) -> Vec<Matrix> {
+    /// Makes matrices in one run of huge pages, where a product over many of them spends less time on the addresses of their rows;
+    /// `fill` is given the number of each and its zeroed bytes.
+    ///
+    /// **Errors**: those of `fill`. **Panics** if a shape is not whole blocks.
+    pub fn on_huge_pages<E>(
+        shapes: &[(DType, usize, usize)],
+        mut fill: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Vec<Matrix>, E> {
         /// Where a matrix may begin: at a cache line.
         const ALIGNMENT: usize = 64;
-        let place = |len: usize| len.next_multiple_of(ALIGNMENT);
-        let mut pages = HugePages::zeroed(matrices.iter().map(|matrix| place(matrix.data.len())).sum());
-        let (mut at, mut shapes) = (0, Vec::with_capacity(matrices.len()));
-        for matrix in matrices {
-            let len = matrix.data.len();
-            pages.as_mut_slice()[at..at + len].copy_from_slice(&matrix.data);
-            shapes.push((at..at + len, Matrix { data: Bytes::new(), ..matrix }));
-            at += place(len);
+        let mut end = 0_usize;
+        let ranges = shapes.iter().map(|&(dtype, rows, cols)| {
+            let len = dtype.row_bytes(cols).and_then(|row| row.checked_mul(rows)).expect("rows of whole blocks");
+            let start = end.next_multiple_of(ALIGNMENT);
+            end = start + len;
+            start..end
+        });
+        let ranges: Vec<_> = ranges.collect();
+        let mut pages = HugePages::zeroed(end);
+        for (index, range) in ranges.iter().enumerate() {
+            fill(index, &mut pages.as_mut_slice()[range.clone()])?;
         }
         let data = Bytes::from_owner(pages);
-        shapes.into_iter().map(|(range, matrix)| Matrix { data: data.slice(range), ..matrix }).collect()
+        let matrix = |(&(dtype, rows, cols), range)| Matrix::new(dtype, rows, cols, data.slice(range));
+        let matrices = shapes.iter().zip(ranges).map(matrix).collect::<Result<_, _>>();
+        Ok(matrices.expect("invariant: the ranges have the lengths of the shapes"))
     }
 
     /// The storage type.
@@ -133,15 +143,17 @@ mod tests {
     }
 
     #[test]
-    fn matrices_on_huge_pages_are_the_same() {
-        let matrices = [(2, 3), (0, 4), (5, 1)].map(|(rows, cols)| {
-            let values: Vec<f32> = (0..rows * cols).map(|i| i as f32 + rows as f32).collect();
-            Matrix::from_f32(rows, cols, &values).unwrap()
-        });
-        let moved = Matrix::on_huge_pages(matrices.to_vec());
-        for (matrix, moved) in matrices.iter().zip(&moved) {
-            assert_eq!((matrix.rows(), matrix.cols(), matrix.floats()), (moved.rows(), moved.cols(), moved.floats()));
-        }
+    fn matrices_on_huge_pages_are_filled_apart() {
+        let shapes = [(DType::F32, 2, 3), (DType::F32, 0, 4), (DType::Bf16, 5, 1), (DType::Q8_0, 1, 32)];
+        let fill = |index: usize, bytes: &mut [u8]| {
+            assert!(bytes.iter().all(|&byte| byte == 0));
+            bytes.fill(index as u8 + 1);
+            if bytes.len() == 34 { Err("full") } else { Ok(()) }
+        };
+        assert_eq!(Matrix::on_huge_pages(&shapes, fill).unwrap_err(), "full");
+        let matrices = Matrix::on_huge_pages(&shapes[..3], fill).unwrap();
+        assert_eq!((matrices[0].row_bytes(1), matrices[2].row_bytes(4)), ([1; 12].as_slice(), [3; 2].as_slice()));
+        assert_eq!((matrices[1].rows(), matrices[1].cols()), (0, 4));
     }
 
     #[test]

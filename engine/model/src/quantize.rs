@@ -121,14 +121,16 @@ pub(crate) fn quantize_matrix(matrix: &Matrix, dtype: DType, num_threads: usize)
     Ok(quantized.expect("invariant: `encode` writes whole rows"))
 }
 
-/// Encodes a matrix in another format, for a caller that keeps its own weights.
+/// Encodes a matrix in another format into memory of the caller.
 ///
-/// **Errors**: says which rows do not fit the format, or which weight it cannot hold.
-pub fn encode_matrix(matrix: &Matrix, dtype: DType, num_threads: usize) -> Result<Matrix, String> {
-    if dtype.row_bytes(matrix.cols()).is_none() {
-        return Err(format!("rows of {} weights are not whole blocks of {dtype}", matrix.cols()));
-    }
-    quantize_matrix(matrix, dtype, num_threads).map_err(|fault| fault.to_string())
+/// **Errors**: says which rows do not fit the format, or which weight it cannot hold. **Panics** if `out` has another length.
+pub fn encode_matrix(matrix: &Matrix, dtype: DType, num_threads: usize, out: &mut [u8]) -> Result<(), String> {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let row_bytes =
+        dtype.row_bytes(cols).ok_or_else(|| format!("rows of {cols} weights are not whole blocks of {dtype}"))?;
+    assert_eq!(out.len(), rows * row_bytes, "bytes of {rows} rows of {cols} weights");
+    let rows_of = Rows { matrix, order: RowOrder::Same, dtype, num_threads };
+    rows_of.encode_into(0..rows, out).map_err(|fault| fault.to_string())
 }
 
 #[cfg(test)]

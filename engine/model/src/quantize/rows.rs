@@ -71,11 +71,17 @@ impl Rows<'_> {
             self.dtype.row_bytes(self.matrix.cols()).expect("invariant: the caller chose a format that fits");
         let start = out.len();
         out.resize(start + range.len() * row_bytes, 0);
-        if range.is_empty() || row_bytes == 0 {
+        self.encode_into(range, &mut out[start..])
+    }
+
+    /// [`Rows::encode`] into memory that is as long as the encoded rows.
+    pub(super) fn encode_into(&self, range: Range<usize>, out: &mut [u8]) -> Result<(), Fault> {
+        if out.is_empty() {
             return Ok(());
         }
+        let row_bytes = out.len() / range.len();
         let rows_per_thread = range.len().div_ceil(self.num_threads.max(1));
-        let parts = out[start..].chunks_mut(rows_per_thread * row_bytes);
+        let parts = out.chunks_mut(rows_per_thread * row_bytes);
         std::thread::scope(|scope| {
             let threads: Vec<_> = (range.start..range.end)
                 .step_by(rows_per_thread)
