@@ -137,9 +137,12 @@ impl Refusal {
 
 /// Answers in the protocol of the request: a status of gRPC, or of HTTP with the same said in JSON.
 fn refuse(request: &Request, status: Status) -> Response {
-    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if content_type.is_some_and(|content_type| content_type.starts_with("application/grpc")) {
-        return status.into_http();
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    if let Some(content_type) = content_type.filter(|value| value.as_bytes().starts_with(b"application/grpc")) {
+        let mut response = status.into_http();
+        // That of gRPC-Web is another one.
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type.clone());
+        return response;
     }
     let (code, kind) = match status.code() {
         Code::Unauthenticated => (StatusCode::UNAUTHORIZED, "authentication_error"),
@@ -294,5 +297,75 @@ impl HttpBody for Timed {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(content_type: Option<&str>, status: Status) -> Response {
+        let mut request = Request::new(Body::empty());
+        if let Some(content_type) = content_type {
+            request.headers_mut().insert(header::CONTENT_TYPE, content_type.parse().unwrap());
+        }
+        refuse(&request, status)
+    }
+
+    #[test]
+    fn a_refusal_speaks_the_protocol_of_its_request() {
+        for content_type in ["application/grpc", "application/grpc+proto", "application/grpc-web+proto"] {
+            let response = refused(Some(content_type), unauthenticated());
+            assert_eq!(response.status(), StatusCode::OK);
+            assert_eq!(response.headers()["grpc-status"], "16");
+            assert_eq!(response.headers()[header::CONTENT_TYPE], content_type);
+        }
+        let response = refused(Some("application/json"), unauthenticated());
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer");
+        let over = OverLimit::Tokens { limit: 5, retry_after: Duration::from_millis(1200) };
+        let response = refused(None, over_limit(&over));
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    }
+
+    #[test]
+    fn the_head_of_an_answer_tells_how_it_failed() {
+        let mut response = Response::new(Body::empty());
+        assert_eq!(ended(&response), None);
+        for (status, code) in [
+            (400, Code::InvalidArgument),
+            (401, Code::Unauthenticated),
+            (404, Code::NotFound),
+            (429, Code::ResourceExhausted),
+            (500, Code::Internal),
+            (503, Code::Unavailable),
+        ] {
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            assert_eq!(ended(&response), Some(code), "{status}");
+        }
+        assert_eq!(ended(&refused(Some("application/grpc"), unauthenticated())), Some(Code::Unauthenticated));
+    }
+
+    #[test]
+    fn a_token_is_read_whatever_the_case_of_its_scheme() {
+        let hash = crate::sha256::sha256_hex(b"secret");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens.toml");
+        std::fs::write(&path, format!("[tokens.alice]\nsha256 = \"{hash}\"\n")).unwrap();
+        let tokens = Some(Tokens::load(&path).unwrap().subscribe());
+        let metrics = Arc::default();
+        let door = Door { tokens, audits: true, message_timeout: Duration::ZERO, metrics, traces: None };
+        let recognised = |value: &str| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+            door.recognise(&headers, None).map(|identity| identity.name().to_owned())
+        };
+        for value in ["Bearer secret", "bearer secret", "BEARER  secret"] {
+            assert_eq!(recognised(value).as_deref(), Some("alice"), "{value}");
+        }
+        for value in ["secret", "Basic secret", "Bearer", "Bearer ", "Bearer secret2"] {
+            assert_eq!(recognised(value), None, "{value}");
+        }
+        assert!(door.recognise(&HeaderMap::new(), None).is_none());
     }
 }

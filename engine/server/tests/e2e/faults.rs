@@ -104,7 +104,7 @@ async fn slow_beginners_hold_no_place() {
     })
     .await;
     // The client of `running` has the sixth place. A HEADERS frame of 100 bytes never comes to its end.
-    let mut dribbled = [PREFACE, &SETTINGS, &[0, 0, 100, 1, 4, 0, 0, 0, 1], &[0x82, 0x86]].concat();
+    let dribbled = [PREFACE, &SETTINGS, &[0, 0, 100, 1, 4, 0, 0, 0, 1], &[0x82, 0x86]].concat();
     let slow = [
         raw(&running, b"").await,
         raw(&running, &PREFACE[..12]).await,
@@ -112,7 +112,6 @@ async fn slow_beginners_hold_no_place() {
         raw(&running, b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await,
         raw(&running, PREFACE).await,
     ];
-    dribbled.clear();
     assert!(running.client.generate(&request(greedy("meanwhile", 2))).await.is_ok());
     let seventh = TcpStream::connect(running.address.strip_prefix("http://").unwrap()).await.unwrap();
     assert!(closed(seventh).await.is_empty(), "there are no more than six places");
