@@ -73,7 +73,7 @@ impl Report {
 }
 
 impl Milliseconds {
-    fn of(times: impl Iterator<Item = Duration>) -> Self {
+    pub(crate) fn of(times: impl Iterator<Item = Duration>) -> Self {
         let mut times: Vec<Duration> = times.collect();
         times.sort_unstable();
         let at = |percent| percentile(&times, percent).as_secs_f64() * 1e3;

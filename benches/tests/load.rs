@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
 
-use bespoke_benches::{LoadOptions, Mode, Protocol, SoakOptions, run, soak};
+use bespoke_benches::{LoadOptions, Mode, OverloadOptions, Protocol, SoakOptions, overload, run, soak};
 use bespoke_engine::Engine;
 use bespoke_server::{Config, Server};
 use bespoke_testkit::TinyModel;
@@ -15,7 +15,8 @@ use tokio::{
 async fn ours(queue_max: usize) -> String {
     let folder = TinyModel::default().write_hf().unwrap();
     let engine = Engine::builder().model(folder.path()).num_threads(1).sequences_max(1).queue_max(queue_max);
-    let config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::default() };
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let config = Config { listen, sequences_max: 1, queue_max, ..Config::default() };
     let listener = TcpListener::bind(config.listen).await.unwrap();
     let server = Server::new(engine.build().unwrap(), config, listener).unwrap();
     let address = format!("http://{}", server.address());
@@ -135,4 +136,15 @@ async fn a_soak_leaves_nothing_behind() {
     assert!(report.num_finished > 0 && report.num_cancelled > 0 && report.left == 0, "{report:?}");
     assert!(report.failures.is_empty(), "{:?}", report.failures);
     assert!(report.rss_end_bytes > Some(1 << 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_capacity_the_rest_is_refused_at_once() {
+    let target = ours(2).await;
+    let options = OverloadOptions { target, seconds: 1, factor: 4.0, new_tokens: 30, seed: 1 };
+    let report = overload(&options).await.unwrap();
+    assert!(report.capacity.num_finished > 0 && report.overload.num_finished > 0, "{report:?}");
+    assert!(report.capacity.failures.is_empty() && report.overload.failures.is_empty(), "{report:?}");
+    assert!(report.overload.num_refused > 0, "{report:?}");
+    assert_eq!(report.overload.num_refused_with_retry, report.overload.num_refused);
 }
