@@ -33,7 +33,12 @@ use crate::{
 };
 
 /// What anybody may call, for those who watch over servers have no tokens: beginnings of paths.
-const OPEN: [&str; 1] = ["/grpc.health.v1.Health/"];
+const OPEN: [&str; 4] = [
+    "/grpc.health.v1.Health/",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+    "/inference.GRPCInferenceService/ModelReady",
+];
 /// Methods whose clients send messages for as long as they like: beginnings of paths.
 const CLIENT_STREAMS: [&str; 2] = ["/grpc.reflection.", "/inference.GRPCInferenceService/ModelStreamInfer"];
 /// How many digits of a certificate's hash are in its name.
