@@ -118,6 +118,28 @@ impl Kernels {
         });
     }
 
+    /// Layer norm in place, row by row: `x = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`.
+    ///
+    /// **Shapes**: `x` `(rows, weight.len())`, `bias` as `weight`. **Panics** if a length does not fit.
+    ///
+    /// **Source**: Ba, Kiros and Hinton, 2016, equation 4.
+    pub fn layer_norm(&self, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        self.for_rows(x, weight.len(), |_, x| {
+            for row in x.chunks_exact_mut(weight.len()) {
+                // SAFETY: the table is one that this processor can run (`with_isa`).
+                unsafe { (self.table.layer_norm)(row, weight, bias, eps) };
+            }
+        });
+    }
+
+    /// GELU in place, by the error function: `x = x / 2 (1 + erf(x / sqrt(2)))`, to within 5e-7 of `x`.
+    ///
+    /// **Source**: Hendrycks and Gimpel, 2016, section 2.
+    pub fn gelu(&self, x: &mut [f32]) {
+        // SAFETY: the table is one that this processor can run (`with_isa`).
+        self.for_rows(x, 1, |_, x| unsafe { (self.table.gelu)(x) });
+    }
+
     /// SwiGLU in place: `gate = silu(gate) * up`.
     ///
     /// **Panics** if the lengths differ.

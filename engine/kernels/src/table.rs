@@ -29,6 +29,10 @@ pub(crate) struct Table {
     pub(crate) swiglu: unsafe fn(&mut [f32], &[f32]),
     /// `x += y`.
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),
+    /// `x = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` of one row.
+    pub(crate) layer_norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
+    /// `x = x / 2 (1 + erf(x / sqrt(2)))`.
+    pub(crate) gelu: unsafe fn(&mut [f32]),
     /// Rotates one head by `cos` and `sin`.
     pub(crate) rotate: unsafe fn(RopeStyle, &[f32], &[f32], &mut [f32]),
     /// One step of the online softmax.
@@ -75,6 +79,8 @@ static SCALAR: Table = Table {
     rms_norm: elementwise::scalar::rms_norm,
     swiglu: elementwise::scalar::swiglu,
     add: elementwise::scalar::add,
+    layer_norm: elementwise::scalar::layer_norm,
+    gelu: elementwise::scalar::gelu,
     rotate: elementwise::scalar::rotate,
     softmax: attention::scalar::softmax,
     weigh: attention::scalar::weigh,
@@ -95,6 +101,8 @@ static AVX2: Table = Table {
     rms_norm: elementwise::avx2::rms_norm,
     swiglu: elementwise::avx2::swiglu,
     add: elementwise::avx2::add,
+    layer_norm: elementwise::avx2::layer_norm,
+    gelu: elementwise::avx2::gelu,
     rotate: elementwise::avx2::rotate,
     softmax: attention::avx2::softmax,
     weigh: attention::avx2::weigh,
@@ -115,6 +123,8 @@ static AVX512: Table = Table {
     rms_norm: elementwise::avx512::rms_norm,
     swiglu: elementwise::avx512::swiglu,
     add: elementwise::avx512::add,
+    layer_norm: elementwise::avx512::layer_norm,
+    gelu: elementwise::avx512::gelu,
     rotate: elementwise::avx512::rotate,
     softmax: attention::avx512::softmax,
     weigh: attention::avx512::weigh,
@@ -135,6 +145,8 @@ static AMX: Table = Table {
     rms_norm: elementwise::avx512::rms_norm,
     swiglu: elementwise::avx512::swiglu,
     add: elementwise::avx512::add,
+    layer_norm: elementwise::avx512::layer_norm,
+    gelu: elementwise::avx512::gelu,
     rotate: elementwise::avx512::rotate,
     softmax: attention::avx512::softmax,
     weigh: attention::avx512::weigh,

@@ -51,6 +51,18 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
     scalar::add(x, y);
 }
 
+/// As `scalar::layer_norm`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    scalar::layer_norm(x, weight, bias, eps);
+}
+
+/// As `scalar::gelu`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(crate) fn gelu(x: &mut [f32]) {
+    scalar::gelu(x);
+}
+
 /// As `scalar::rotate`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 pub(crate) fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], head: &mut [f32]) {

@@ -51,6 +51,35 @@ proptest! {
     }
 
     #[test]
+    fn layer_norm_and_gelu_have_the_bits_of_scalar_and_are_near_double(len in 1_usize..70, seed in any::<u64>()) {
+        let mut random = Random(seed);
+        let (x, weight, bias) = (random.floats(3 * len), random.floats(len), random.floats(len));
+        let found: Vec<(Vec<f32>, Vec<f32>)> = available_isas()
+            .into_iter()
+            .map(|isa| {
+                let kernels = Kernels::with_isa(isa, 1).unwrap();
+                let (mut normed, mut gated) = (x.clone(), x.clone());
+                kernels.layer_norm(&mut normed, &weight, &bias, 1e-5);
+                kernels.gelu(&mut gated);
+                (normed, gated)
+            })
+            .collect();
+        for (normed, gated) in &found {
+            prop_assert_eq!((bits(normed), bits(gated)), (bits(&found[0].0), bits(&found[0].1)));
+        }
+        for (x, normed) in x.chunks(len).zip(found[0].0.chunks(len)) {
+            let x: Vec<f64> = x.iter().map(|&x| x.into()).collect();
+            let mean = x.iter().sum::<f64>() / len as f64;
+            let factor = 1.0 / (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / len as f64 + 1e-5).sqrt();
+            for (((x, weight), bias), out) in x.iter().zip(&weight).zip(&bias).zip(normed) {
+                let expected = (x - mean) * factor * f64::from(*weight) + f64::from(*bias);
+                // The mean is off by eps times the largest term, which the factor of at most 316 enlarges.
+                prop_assert!((f64::from(*out) - expected).abs() <= 1e-3 * (expected.abs() + 1.0), "{} {}", out, expected);
+            }
+        }
+    }
+
+    #[test]
     fn add_and_rotate_have_the_bits_of_scalar(pairs in 1_usize..40, seed in any::<u64>(), position in 0_u32..50) {
         let mut random = Random(seed);
         let (x, y) = (random.floats(6 * pairs), random.floats(6 * pairs));
@@ -97,6 +126,31 @@ fn every_row_has_the_same_bits_alone_and_in_any_batch() {
             assert_eq!(run(&Kernels::with_isa(isa, num_threads).unwrap(), 0..rows), alone, "{isa}, {num_threads}");
         }
     }
+}
+
+/// **Source**: values of `x / 2 (1 + erf(x / sqrt(2)))` in 30 digits, rounded.
+#[test]
+fn gelu_at_known_points() {
+    let known = [
+        (-6.0_f32, -5.919e-9_f32),
+        (-2.0, -0.045_500_264),
+        (-1.0, -0.158_655_25),
+        (-0.1, -0.046_017_216),
+        (0.0, 0.0),
+        (0.5, 0.345_731_23),
+        (1.0, 0.841_344_75),
+        (3.0, 2.995_950_3),
+        (100.0, 100.0),
+    ];
+    let mut x = known.map(|(x, _)| x);
+    Kernels::new(1).unwrap().gelu(&mut x);
+    for (found, (x, expected)) in x.iter().zip(known) {
+        assert!((found - expected).abs() <= 5e-7 * x.abs(), "gelu({x}) is {found}, not {expected}");
+    }
+    let mut odd = [f32::NAN, f32::MAX, f32::MIN];
+    Kernels::new(1).unwrap().gelu(&mut odd);
+    assert!(odd[0].is_nan() && odd[1].is_finite() && odd[1] > 0.999 * f32::MAX, "{odd:?}");
+    assert!(odd[2].abs() <= 5e-7 * f32::MAX, "{odd:?}");
 }
 
 #[test]
