@@ -5,6 +5,7 @@
 
 mod config;
 mod detokenizer;
+mod encoder;
 mod error;
 pub mod gguf;
 mod kv_cache;
@@ -20,6 +21,7 @@ mod weights;
 pub use bespoke_kernels::KvDType;
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use detokenizer::{Detokenizer, DetokenizerOptions, DetokenizerOutput};
+pub use encoder::{Encoder, EncoderConfig, EncoderTokenizer, EncoderWorkspace, WordPieces};
 pub use error::ModelError;
 pub use kv_cache::KvCache;
 pub use quantize::{

@@ -37,12 +37,12 @@ pub(crate) fn write(model: &TinyModel, folder: &Path) -> Result<()> {
     write_json(&folder.join("model.safetensors.index.json"), &index)
 }
 
-fn write_json(path: &Path, json: &Value) -> Result<()> {
+pub(crate) fn write_json(path: &Path, json: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(json).context("a `Value` is always JSON")?;
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-fn write_shard<'a>(
+pub(crate) fn write_shard<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a String, &'a StoredTensor)>,
     dtype: TinyDtype,

@@ -6,12 +6,14 @@ mod gguf;
 mod hugging_face;
 mod random;
 mod stored;
+mod tiny_encoder;
 mod tiny_model;
 mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
 pub use stored::{StoredTensor, TinyDtype};
+pub use tiny_encoder::TinyEncoder;
 pub use tiny_model::{TinyArchitecture, TinyModel, TinyModelDir, TinyRope};
 pub use tokenizer::{BOS_ID, CHAT_TEMPLATE, END_OF_TEXT_ID, EOS_ID, SPECIAL_TOKENS, VOCAB_SIZE};
 

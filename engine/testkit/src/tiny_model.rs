@@ -118,7 +118,7 @@ impl TinyModel {
     pub fn write_hf(&self) -> Result<TinyModelDir> {
         let folder = tempfile::tempdir().context("making a folder for a tiny model")?;
         hugging_face::write(self, folder.path())?;
-        Ok(TinyModelDir { path: folder.path().to_path_buf(), folder })
+        Ok(TinyModelDir::new(folder))
     }
 
     /// Writes a GGUF file; the path is that of the file.
@@ -220,6 +220,11 @@ fn norm(len: usize, random: &mut Random) -> StoredTensor {
 }
 
 impl TinyModelDir {
+    /// Takes a folder whose path is that of the model.
+    pub(crate) fn new(folder: TempDir) -> TinyModelDir {
+        TinyModelDir { path: folder.path().to_path_buf(), folder }
+    }
+
     /// Returns the folder of a Hugging Face model, the file of a GGUF model.
     pub fn path(&self) -> &Path {
         &self.path

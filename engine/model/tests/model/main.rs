@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the whole crate is tests; clippy knows only functions marked as such")]
 
+mod encoder;
 mod equivalence;
 mod errors;
 mod fixtures;
