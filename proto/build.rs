@@ -9,7 +9,7 @@ const ROOT: &str = "proto";
 const FOLDER: &str = "proto/bespoke/v1";
 
 /// Messages that hold texts of users or models, which a derived `Debug` would print. `src/debug.rs` writes theirs.
-const PRIVATE: [&str; 19] = [
+const PRIVATE: [&str; 21] = [
     ".bespoke.v1.PromptSpec",
     ".bespoke.v1.Message",
     ".bespoke.v1.TokenIdList",
@@ -22,6 +22,8 @@ const PRIVATE: [&str; 19] = [
     ".bespoke.v1.MatchedStop",
     ".bespoke.v1.GeneratedChoice",
     ".bespoke.v1.Continuation",
+    ".bespoke.v1.EmbedRequest",
+    ".bespoke.v1.Embedding",
     ".bespoke.v1.TokenizeRequest",
     ".bespoke.v1.TokenizeResponse",
     ".bespoke.v1.DetokenizeRequest",

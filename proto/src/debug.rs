@@ -32,6 +32,8 @@ private!(
     MatchedStop,
     GeneratedChoice,
     Continuation,
+    EmbedRequest,
+    Embedding,
     TokenizeRequest,
     TokenizeResponse,
     DetokenizeRequest,
@@ -66,11 +68,12 @@ mod tests {
     }
 
     /// Messages whose texts are ids and facts of the server.
-    const PUBLIC: [&str; 6] = [
+    const PUBLIC: [&str; 7] = [
         "PrefixCache",
         "GenerateStreamRequest",
         "GenerateRequest",
         "ScoreRequest",
+        "EmbedResponse",
         "GetServerInfoResponse",
         "ModelInfo",
     ];

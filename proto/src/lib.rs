@@ -6,6 +6,7 @@
 //! `Debug` of wire messages hides the texts of users and models.
 
 mod debug;
+mod embedding;
 mod event;
 mod field;
 mod generated;

@@ -14,6 +14,8 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from bespoke._generated.v1 import (
+    embedding_pb2,
+    embedding_pb2_grpc,
     event_pb2,
     generation_pb2,
     generation_pb2_grpc,
@@ -56,8 +58,9 @@ class FakeServer(
     generation_pb2_grpc.GenerationServiceServicer,
     tokenizer_pb2_grpc.TokenizerServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
+    embedding_pb2_grpc.EmbeddingServiceServicer,
 ):
-    """The three services. A test replaces `on_call` and `on_stream`; `cancelled` is set when a stream's call ends."""
+    """The four services. A test replaces `on_call` and `on_stream`; `cancelled` is set when a stream's call ends."""
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -69,6 +72,7 @@ class FakeServer(
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self, self._server)
         tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(self, self._server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
@@ -135,6 +139,11 @@ class FakeServer(
         return tokenizer_pb2.RenderPromptResponse(
             text="<s>", spans=[span], token_ids=[1], trained=[False], template=prompt_pb2.TEMPLATE_CHAT, persona="p"
         )
+
+    def Embed(self, request: Any, context: Context) -> embedding_pb2.EmbedResponse:  # noqa: ANN401
+        self._asked(request, context)
+        vectors = [embedding_pb2.Embedding(values=[0.5, 1.0], num_tokens=3, truncated=True) for _ in request.texts]
+        return embedding_pb2.EmbedResponse(embeddings=vectors, model="minilm", model_digest="d")
 
     def GetServerInfo(self, request: Any, context: Context) -> model_pb2.GetServerInfoResponse:  # noqa: ANN401
         self._asked(request, context)

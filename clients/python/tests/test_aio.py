@@ -39,6 +39,7 @@ def test_all_methods(server: FakeServer) -> None:
         assert (await client.tokenize("ab")).token_ids == (4, 5)
         assert await client.detokenize([4]) == "ab"
         assert (await client.render_prompt("Hi")).text == "<s>"
+        assert (await client.embed(["a"])).embeddings[0].num_tokens == 3
         assert (await client.server_info()).version == "1"
         assert await client.health() is HealthStatus.SERVING
 

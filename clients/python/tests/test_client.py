@@ -42,6 +42,10 @@ def test_other_methods(client: Client) -> None:
     assert score.tokens[0].top == (bespoke.TopLogprob(6, b" Lyon", -2.0),)
     assert client.tokenize("ab") == bespoke.Tokenization((4, 5), (b"a", b"\xff"))
     assert client.detokenize([4, 5]) == "ab"
+    embedded = client.embed(["a", "b"], normalize=False)
+    assert embedded == bespoke.Embeddings((bespoke.Embedding((0.5, 1.0), 3, True),) * 2, "minilm", "d")
+    with pytest.raises(TypeError):
+        client.embed("ab")
     rendered = client.render_prompt("Hi", persona="p", template="chat", response="yes")
     assert (rendered.template, rendered.persona, rendered.trained) == (Template.CHAT, "p", (False,))
     assert rendered.spans == (bespoke.Span("<s>", bespoke.SpanKind.CONTROL, False),)

@@ -108,6 +108,11 @@ def test_tokenizer_and_renderer(real_client: Client) -> None:
     assert len(rendered.trained) == len(rendered.token_ids)
 
 
+def test_without_an_encoder_embedding_is_not_implemented(real_client: Client) -> None:
+    with pytest.raises(bespoke.Unimplemented, match="--embedding-model"):
+        real_client.embed(["Once"])
+
+
 def test_persona_reaches_the_prompt(real_client: Client) -> None:
     def generate(persona: str | None) -> bespoke.Generation:
         return real_client.generate("Tell a story.", persona=persona, template="paper", max_new_tokens=4)

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bespoke_proto::{
-    generation_service_client::GenerationServiceClient, model_service_client::ModelServiceClient,
-    tokenizer_service_client::TokenizerServiceClient,
+    embedding_service_client::EmbeddingServiceClient, generation_service_client::GenerationServiceClient,
+    model_service_client::ModelServiceClient, tokenizer_service_client::TokenizerServiceClient,
 };
 use tonic::{
     metadata::AsciiMetadataValue,
@@ -101,6 +101,7 @@ impl Builder {
         Ok(Client {
             generation: GenerationServiceClient::new(channel.clone()).max_decoding_message_size(bytes_max),
             tokenizer: TokenizerServiceClient::new(channel.clone()).max_decoding_message_size(bytes_max),
+            embedding: EmbeddingServiceClient::new(channel.clone()).max_decoding_message_size(bytes_max),
             model: ModelServiceClient::new(channel).max_decoding_message_size(bytes_max),
             deadline: self.deadline,
             authorization: self.authorization,

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bespoke_domain::{Event, Invalid, PromptSpec, Request, Score, ScoreRequest, TokenId};
 use bespoke_proto::{
-    DetokenizeRequest, GenerateStreamResponse, Generated, GetServerInfoRequest, GetServerInfoResponse,
-    RenderPromptRequest, RenderedPrompt, TokenizeRequest, TokenizeResponse,
-    generation_service_client::GenerationServiceClient, model_service_client::ModelServiceClient,
-    tokenizer_service_client::TokenizerServiceClient,
+    DetokenizeRequest, EmbedRequest, EmbedResponse, GenerateStreamResponse, Generated, GetServerInfoRequest,
+    GetServerInfoResponse, RenderPromptRequest, RenderedPrompt, TokenizeRequest, TokenizeResponse,
+    embedding_service_client::EmbeddingServiceClient, generation_service_client::GenerationServiceClient,
+    model_service_client::ModelServiceClient, tokenizer_service_client::TokenizerServiceClient,
 };
 use futures::{
     StreamExt,
@@ -26,6 +26,7 @@ pub struct Client {
     pub(crate) generation: GenerationServiceClient<Channel>,
     pub(crate) tokenizer: TokenizerServiceClient<Channel>,
     pub(crate) model: ModelServiceClient<Channel>,
+    pub(crate) embedding: EmbeddingServiceClient<Channel>,
     pub(crate) deadline: Option<Duration>,
     /// Is not shown by `Debug`.
     pub(crate) authorization: Option<AsciiMetadataValue>,
@@ -117,6 +118,21 @@ impl Client {
         let request = RenderPromptRequest { spec: Some(spec.into()), response };
         let rendered = call.wait(service.render_prompt(call.request(request))).await?;
         rendered.into_inner().try_into().map_err(ClientError::Response)
+    }
+
+    /// Returns one vector for each text, in order.
+    ///
+    /// **Errors**: as [`Client::generate`]; a server without an embedding model refuses with `Unimplemented`.
+    pub async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, ClientError> {
+        let call = Call::start(self.deadline);
+        let mut service = self.embedding.clone();
+        let num_texts = request.texts.len();
+        let response = call.wait(service.embed(call.request(request))).await?.into_inner();
+        if response.embeddings.len() == num_texts {
+            Ok(response)
+        } else {
+            Err(ClientError::Response(Invalid::new("embeddings", "are not as many as the texts")))
+        }
     }
 
     /// Returns the facts of the server, its model and its present load.

@@ -37,7 +37,8 @@ pub use bespoke_domain::{
     TopLogprob, Usage,
 };
 pub use bespoke_proto::{
-    Generated, GeneratedText, GetServerInfoResponse, RenderedPrompt, Resource, TokenizeRequest, TokenizeResponse,
+    EmbedRequest, EmbedResponse, Embedding, Generated, GeneratedText, GetServerInfoResponse, RenderedPrompt, Resource,
+    TokenizeRequest, TokenizeResponse,
 };
 pub use builder::Builder;
 pub use client::{Client, EventStream};

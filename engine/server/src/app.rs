@@ -2,7 +2,8 @@
 
 use axum::Router;
 use bespoke_proto::{
-    FILE_DESCRIPTOR_SET, generation_service_server::GenerationServiceServer, model_service_server::ModelServiceServer,
+    FILE_DESCRIPTOR_SET, embedding_service_server::EmbeddingServiceServer,
+    generation_service_server::GenerationServiceServer, model_service_server::ModelServiceServer,
     tokenizer_service_server::TokenizerServiceServer,
 };
 use tonic::service::Routes;
@@ -15,8 +16,13 @@ use tonic_health::{
 use crate::services::Services;
 
 /// The services that have a health status of their own beside that of the whole server, which is "".
-const SERVICES: [&str; 4] =
-    ["", "bespoke.v1.GenerationService", "bespoke.v1.TokenizerService", "bespoke.v1.ModelService"];
+const SERVICES: [&str; 5] = [
+    "",
+    "bespoke.v1.GenerationService",
+    "bespoke.v1.TokenizerService",
+    "bespoke.v1.ModelService",
+    "bespoke.v1.EmbeddingService",
+];
 
 /// Returns the gRPC services, health and reflection.
 ///
@@ -31,6 +37,7 @@ pub(crate) fn grpc<H: Health>(services: Services, health: HealthServer<H>) -> an
     let routes = Routes::default()
         .add_service(GenerationServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
         .add_service(TokenizerServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
+        .add_service(EmbeddingServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
         .add_service(ModelServiceServer::new(services))
         .add_service(health)
         .add_service(reflection().build_v1()?)
@@ -38,9 +45,10 @@ pub(crate) fn grpc<H: Health>(services: Services, health: HealthServer<H>) -> an
     Ok(routes.into_axum_router())
 }
 
-/// Sets the health of every service.
-pub(crate) async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in SERVICES {
+/// Sets the health of every service; without an encoder, the last one has none.
+pub(crate) async fn set_health(health: &HealthReporter, status: ServingStatus, with_encoder: bool) {
+    let num_services = SERVICES.len() - usize::from(!with_encoder);
+    for service in &SERVICES[..num_services] {
         health.set_service_status(service, status).await;
     }
 }

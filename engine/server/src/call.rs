@@ -107,6 +107,11 @@ impl Call {
         self.spend(&self.0.prompt_tokens, u64::from(score.prompt_tokens) + score.tokens.len() as u64);
     }
 
+    /// Notes the tokens that embeddings have read.
+    pub(crate) fn note_embedded(&self, num_tokens: u64) {
+        self.spend(&self.0.prompt_tokens, num_tokens);
+    }
+
     /// Passes on the events of a generation and notes what they tell.
     pub(crate) fn follow(&self, generation: Generation) -> Followed {
         Followed { call: self.clone(), generation }

@@ -45,6 +45,9 @@ pub struct Options {
     /// Model: a path, a name that `models` lists, or a hub id. Fetched if it is not cached. Default: smollm2-135m-instruct.
     #[arg(long, env = "BESPOKE_MODEL")]
     pub model: Option<String>,
+    /// Encoder for the EmbeddingService, named as a model, such as all-minilm-l6-v2. Default: none.
+    #[arg(long, env = "BESPOKE_EMBEDDING_MODEL", value_name = "MODEL")]
+    pub embedding_model: Option<String>,
     /// Address to listen on; port 0 lets the system choose. Default: 127.0.0.1:50051.
     #[arg(long, env = "BESPOKE_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
@@ -109,6 +112,8 @@ pub struct Options {
 pub struct Config {
     /// Reference of the model.
     pub model: String,
+    /// Reference of the encoder, where one is served.
+    pub embedding_model: Option<String>,
     /// Where to listen.
     pub listen: SocketAddr,
     /// Where to write the bound address.
@@ -153,6 +158,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             model: bespoke_store::DEFAULT_MODEL.to_owned(),
+            embedding_model: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
             port_file: None,
             num_threads: None,
@@ -202,6 +208,7 @@ impl Config {
         }
         Ok(Self {
             model: options.model.unwrap_or(default.model),
+            embedding_model: options.embedding_model,
             listen,
             port_file: options.port_file,
             num_threads: options.num_threads,
@@ -231,6 +238,7 @@ impl Options {
         Self {
             config: self.config.or(other.config),
             model: self.model.or(other.model),
+            embedding_model: self.embedding_model.or(other.embedding_model),
             listen: self.listen.or(other.listen),
             port_file: self.port_file.or(other.port_file),
             num_threads: self.num_threads.or(other.num_threads),

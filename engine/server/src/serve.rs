@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use bespoke_engine::Engine;
+use bespoke_engine::{Embedder, Engine};
 use bespoke_store::{Store, TerminalProgress};
 use tokio::{net::TcpListener, signal::unix::SignalKind, task::JoinSet};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -48,13 +48,13 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         let observation = Observation::start(&config)?;
         let loading = tokio::task::spawn_blocking({
             let config = config.clone();
-            move || load(&config)
+            move || anyhow::Ok((load(&config)?, load_embedder(&config)?))
         });
-        let engine = tokio::select! {
-            engine = loading => engine??,
+        let (engine, embedder) = tokio::select! {
+            loaded = loading => loaded??,
             () = signals.next() => return Ok(()),
         };
-        let server = Server::observed(engine, config, listener, observation)?;
+        let server = Server::observed(engine, config, listener, observation)?.with_embedder(embedder);
         tracing::info!(address = %server.address(), startup_ms = begun.elapsed().as_millis() as u64, "ready");
         server
             .run(async move {
@@ -99,9 +99,18 @@ fn load(config: &Config) -> anyhow::Result<Engine> {
     Ok(builder.build()?)
 }
 
+fn load_embedder(config: &Config) -> anyhow::Result<Option<Embedder>> {
+    let Some(model) = &config.embedding_model else { return Ok(None) };
+    let path = Store::open(None)?.pull(model, &TerminalProgress::new())?;
+    let num_threads = config.num_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into));
+    let embedder = Embedder::load(&path, num_threads, config.queue_max);
+    embedder.map(Some).with_context(|| format!("the embedding model {}", path.display()))
+}
+
 /// A bound server.
 pub struct Server {
     engine: Engine,
+    embedder: Option<Embedder>,
     config: Arc<Config>,
     listener: Listener,
     door: Arc<Door>,
@@ -151,7 +160,14 @@ impl Server {
         if let Some(file) = &config.port_file {
             write_atomically(file, &address.to_string())?;
         }
-        Ok(Self { engine, config: Arc::new(config), listener, door, followers, observation, address })
+        let config = Arc::new(config);
+        Ok(Self { engine, embedder: None, config, listener, door, followers, observation, address })
+    }
+
+    /// Serves an encoder too.
+    #[must_use]
+    pub fn with_embedder(self, embedder: Option<Embedder>) -> Self {
+        Self { embedder, ..self }
     }
 
     /// Returns the bound address.
@@ -169,11 +185,11 @@ impl Server {
     ///
     /// **Errors**: an engine that fails.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { engine, config, listener, door, followers: _followers, observation, .. } = self;
+        let Self { engine, embedder, config, listener, door, followers: _followers, observation, .. } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
-        set_health(&health, ServingStatus::Serving).await;
+        set_health(&health, ServingStatus::Serving, embedder.is_some()).await;
         observation.show(engine.clone(), &config);
-        let services = Services::new(engine.clone(), config.clone());
+        let services = Services::new(engine.clone(), embedder.clone(), config.clone());
         let calls = services.calls();
         let app = door.guard(app::grpc(services, health_service)?);
         let (close, closing) = tokio::sync::oneshot::channel::<()>();
@@ -184,7 +200,7 @@ impl Server {
         tokio::select! {
             () = &mut serving => bail!("the listener ended"),
             () = failed(&engine) => {
-                set_health(&health, ServingStatus::NotServing).await;
+                set_health(&health, ServingStatus::NotServing, embedder.is_some()).await;
                 bail!("the engine has failed");
             }
             () = stop => {}
@@ -193,7 +209,7 @@ impl Server {
         observation.drain();
         tokio::select! {
             () = &mut serving => bail!("the listener ended"),
-            () = drain(&engine, &calls, &health, deadline) => {}
+            () = drain((&engine, embedder.as_ref()), &calls, &health, deadline) => {}
         }
         let _ = close.send(());
         end_health(&health).await;
@@ -215,10 +231,18 @@ async fn failed(engine: &Engine) {
 }
 
 /// Refuses new requests and waits until those taken in have been sent to their ends, at most until the deadline.
-async fn drain(engine: &Engine, calls: &OpenCalls, health: &HealthReporter, deadline: Instant) {
+async fn drain(
+    (engine, embedder): (&Engine, Option<&Embedder>),
+    calls: &OpenCalls,
+    health: &HealthReporter,
+    deadline: Instant,
+) {
     tracing::info!(num_calls = calls.count(), load = ?engine.load(), "draining");
-    set_health(health, ServingStatus::NotServing).await;
+    set_health(health, ServingStatus::NotServing, embedder.is_some()).await;
     engine.close();
+    if let Some(embedder) = embedder {
+        embedder.close();
+    }
     while (!engine.is_idle() || calls.count() > 0) && Instant::now() < deadline {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
@@ -226,6 +250,9 @@ async fn drain(engine: &Engine, calls: &OpenCalls, health: &HealthReporter, dead
         tracing::warn!(num_calls = calls.count(), load = ?engine.load(), "the grace period is over");
     }
     engine.stop();
+    if let Some(embedder) = embedder {
+        embedder.stop();
+    }
 }
 
 /// SIGTERM and SIGINT; the second one ends the process at once.

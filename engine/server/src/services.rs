@@ -1,5 +1,6 @@
 //! The gRPC services: wire messages in, engine calls, wire messages out.
 
+mod embedding;
 mod generation;
 mod model;
 mod tokenizer;
@@ -12,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use bespoke_engine::{Engine, EngineError, Stage};
+use bespoke_engine::{Embedder, Engine, EngineError, Stage};
 use bespoke_proto::invalid_status;
 use tokio::sync::Semaphore;
 use tonic::{Status, metadata::MetadataMap};
@@ -23,6 +24,8 @@ use crate::{Config, deadline::deadline, status::status};
 #[derive(Clone)]
 pub(crate) struct Services {
     engine: Engine,
+    /// `None` where no encoder is served.
+    embedder: Option<Embedder>,
     config: Arc<Config>,
     calls: OpenCalls,
     /// Bounds the texts that are rendered and tokenized at once.
@@ -57,8 +60,8 @@ impl Drop for OpenCall {
 }
 
 impl Services {
-    pub(crate) fn new(engine: Engine, config: Arc<Config>) -> Self {
-        Self { engine, config, calls: OpenCalls::default(), workers: Arc::new(Semaphore::new(WORKERS)) }
+    pub(crate) fn new(engine: Engine, embedder: Option<Embedder>, config: Arc<Config>) -> Self {
+        Self { engine, embedder, config, calls: OpenCalls::default(), workers: Arc::new(Semaphore::new(WORKERS)) }
     }
 
     pub(crate) fn config(&self) -> &Config {

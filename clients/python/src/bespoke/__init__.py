@@ -35,6 +35,8 @@ from bespoke.events import (
 from bespoke.options import ConnectOptions, GenerateOptions, PromptOptions
 from bespoke.prompt import Message, Persona, Role, Template
 from bespoke.results import (
+    Embedding,
+    Embeddings,
     GeneratedChoice,
     Generation,
     HealthStatus,
@@ -59,6 +61,8 @@ __all__ = [
     "ConnectOptions",
     "DeadlineExceeded",
     "Delta",
+    "Embedding",
+    "Embeddings",
     "Event",
     "EventStream",
     "FinishReason",

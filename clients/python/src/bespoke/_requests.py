@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from bespoke._generated.v1 import generation_pb2, params_pb2, prompt_pb2, tokenizer_pb2
+from bespoke._generated.v1 import embedding_pb2, generation_pb2, params_pb2, prompt_pb2, tokenizer_pb2
 from bespoke.options import GenerateOptions, PromptOptions, RequestOptions
 from bespoke.prompt import Message, Persona, Role, Template
 
@@ -82,6 +82,14 @@ def _spec(prompt: str | None, options: PromptOptions) -> prompt_pb2.PromptSpec:
             off=bool(options.get("prefix_cache_off")), salt=options.get("prefix_cache_salt")
         ),
     )
+
+
+def embed(texts: Sequence[str], normalize: bool) -> embedding_pb2.EmbedRequest:
+    """Makes a request for vectors."""
+    # A lone string is a sequence of its letters, each of which would silently become a text.
+    if isinstance(texts, str):
+        raise TypeError("`texts` is a list of strings, not one string")
+    return embedding_pb2.EmbedRequest(texts=texts, normalize=normalize)
 
 
 def _message(message: MessageLike) -> prompt_pb2.Message:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from grpc_health.v1 import health_pb2
 
 from bespoke import events, results
-from bespoke._generated.v1 import event_pb2, generation_pb2, model_pb2, prompt_pb2, tokenizer_pb2
+from bespoke._generated.v1 import embedding_pb2, event_pb2, generation_pb2, model_pb2, prompt_pb2, tokenizer_pb2
 from bespoke.events import FinishReason
 from bespoke.prompt import Template
 from bespoke.results import HealthStatus, SpanKind
@@ -64,6 +64,18 @@ def score(message: generation_pb2.ScoreResponse) -> results.Score:
 def tokenization(message: tokenizer_pb2.TokenizeResponse) -> results.Tokenization:
     """Returns the tokens of a text."""
     return results.Tokenization(token_ids=tuple(message.token_ids), pieces=tuple(message.pieces))
+
+
+def embeddings(message: embedding_pb2.EmbedResponse) -> results.Embeddings:
+    """Returns the vectors of texts."""
+    return results.Embeddings(
+        embeddings=tuple(
+            results.Embedding(values=tuple(one.values), num_tokens=one.num_tokens, truncated=one.truncated)
+            for one in message.embeddings
+        ),
+        model=message.model,
+        model_digest=message.model_digest,
+    )
 
 
 def rendered_prompt(message: tokenizer_pb2.RenderPromptResponse) -> results.RenderedPrompt:

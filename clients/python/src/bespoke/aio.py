@@ -13,7 +13,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bespoke import _requests, _responses, errors
 from bespoke._channel import DEFAULT_TARGET, REWATCH_SECONDS, connection
-from bespoke._generated.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
+from bespoke._generated.v1 import (
+    embedding_pb2_grpc,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
 from bespoke.events import Event
 from bespoke.results import HealthStatus
 
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from bespoke.options import ConnectOptions, GenerateOptions, PromptOptions, RequestOptions
-    from bespoke.results import Generation, RenderedPrompt, Score, ServerInfo, Tokenization
+    from bespoke.results import Embeddings, Generation, RenderedPrompt, Score, ServerInfo, Tokenization
 
 _Message = TypeVar("_Message")
 
@@ -47,6 +54,7 @@ class AsyncClient:
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
         self._model = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._embedding = embedding_pb2_grpc.EmbeddingServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def generate(
@@ -101,6 +109,11 @@ class AsyncClient:
         """Returns what a prompt becomes, or with `response` what a training row becomes."""
         request = _requests.render_prompt(prompt, response, options)
         return _responses.rendered_prompt(await self._call(self._tokenizer.RenderPrompt, request, timeout))
+
+    async def embed(self, texts: Sequence[str], *, normalize: bool = True, timeout: float | None = None) -> Embeddings:
+        """Returns a vector for each text, of unit length unless `normalize` is off."""
+        request = _requests.embed(texts, normalize)
+        return _responses.embeddings(await self._call(self._embedding.Embed, request, timeout))
 
     async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns the facts of the server, its model and its present load."""

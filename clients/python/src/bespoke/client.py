@@ -11,7 +11,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bespoke import _requests, _responses, errors
 from bespoke._channel import DEFAULT_TARGET, REWATCH_SECONDS, connection
-from bespoke._generated.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
+from bespoke._generated.v1 import (
+    embedding_pb2_grpc,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
 from bespoke.events import Event
 from bespoke.results import HealthStatus
 
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from bespoke.options import ConnectOptions, GenerateOptions, PromptOptions, RequestOptions
-    from bespoke.results import Generation, RenderedPrompt, Score, ServerInfo, Tokenization
+    from bespoke.results import Embeddings, Generation, RenderedPrompt, Score, ServerInfo, Tokenization
 
 _Message = TypeVar("_Message")
 
@@ -44,6 +51,7 @@ class Client:
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
         self._model = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._embedding = embedding_pb2_grpc.EmbeddingServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def generate(
@@ -96,6 +104,11 @@ class Client:
         """Returns what a prompt becomes, or with `response` what a training row becomes."""
         request = _requests.render_prompt(prompt, response, options)
         return _responses.rendered_prompt(self._call(self._tokenizer.RenderPrompt, request, timeout))
+
+    def embed(self, texts: Sequence[str], *, normalize: bool = True, timeout: float | None = None) -> Embeddings:
+        """Returns a vector for each text, of unit length unless `normalize` is off."""
+        request = _requests.embed(texts, normalize)
+        return _responses.embeddings(self._call(self._embedding.Embed, request, timeout))
 
     def server_info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns the facts of the server, its model and its present load."""

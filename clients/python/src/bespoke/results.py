@@ -82,6 +82,24 @@ class Tokenization:
     pieces: tuple[bytes, ...]
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """The vector of one text."""
+
+    values: tuple[float, ...]
+    num_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The vectors of texts, in order, and the encoder that made them."""
+
+    embeddings: tuple[Embedding, ...]
+    model: str
+    model_digest: str
+
+
 class SpanKind(str, Enum):
     """What the text of a span means to the tokenizer."""
 

@@ -6,6 +6,7 @@ mod answers;
 mod certificates;
 mod command_line;
 mod documents;
+mod embeddings;
 mod faults;
 mod malformed;
 mod measures;

@@ -9,12 +9,12 @@ use std::{
 };
 
 use bespoke_client::{Builder, Client, Event, Generate, Prompt, PromptSpec, Request, Sampling, Template};
-use bespoke_engine::Engine;
+use bespoke_engine::{Embedder, Engine};
 use bespoke_proto::{
     GenerateStreamRequest, GenerateStreamResponse, generation_service_client::GenerationServiceClient,
 };
 use bespoke_server::{Config, Server};
-use bespoke_testkit::{TinyModel, TinyModelDir};
+use bespoke_testkit::{TinyEncoder, TinyModel, TinyModelDir};
 use futures::StreamExt;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::{Streaming, transport::Channel};
@@ -43,6 +43,15 @@ impl Running {
         let model = TinyModel::default().write_hf().unwrap();
         let path = model.path().to_owned();
         Self::start(&path, Some(model), configure, connect).await
+    }
+
+    /// Starts a server on the tiny random model with a tiny random encoder.
+    pub(crate) async fn with_encoder(configure: impl FnOnce(&mut Config)) -> Self {
+        let configure = |config: &mut Config| {
+            configure(config);
+            config.embedding_model = Some("tiny".to_owned());
+        };
+        Self::tiny(configure).await
     }
 
     /// Starts a server on a model that takes milliseconds for a token.
@@ -77,7 +86,11 @@ impl Running {
         }
         let scheme = if config.security.tls.is_some() { "https" } else { "http" };
         let listener = tokio::net::TcpListener::bind(config.listen).await.unwrap();
-        let server = Server::new(engine.build().unwrap(), config, listener).unwrap();
+        let embedder = config.embedding_model.is_some().then(|| {
+            let encoder = TinyEncoder::default().write().unwrap();
+            Embedder::load(encoder.path(), 1, config.queue_max).unwrap()
+        });
+        let server = Server::new(engine.build().unwrap(), config, listener).unwrap().with_embedder(embedder);
         let metrics = server.metrics_address();
         let address = format!("{scheme}://{}", server.address());
         let (stop, stopped) = oneshot::channel();
