@@ -142,14 +142,28 @@ impl<'a> Batch<'a> {
                 next = calls.next() => next,
             };
             let Some((task, outcome)) = next else { break };
-            if let Some(completion) = failures.take(task, outcome)? {
-                let mut row = record(task, &self.digest(task), &completion)?;
-                annotate(&mut row);
-                folder.append(row)?;
+            for (task, completion) in failures.take(task, outcome)? {
+                self.keep(folder, task, &completion, annotate)?;
                 progress.step();
             }
         }
+        for (task, completion) in std::mem::take(&mut failures.held) {
+            self.keep(folder, task, &completion, annotate)?;
+            progress.step();
+        }
         failures.conclude()
+    }
+
+    fn keep(
+        &self,
+        folder: &mut RunFolder,
+        task: &Task,
+        completion: &Completion,
+        annotate: fn(&mut Record),
+    ) -> Result<()> {
+        let mut row = record(task, &self.digest(task), completion)?;
+        annotate(&mut row);
+        folder.append(row)
     }
 
     fn digest(&self, task: &Task) -> String {
@@ -206,29 +220,34 @@ impl<'a> Batch<'a> {
 
 /// What went wrong so far, and when it is enough.
 #[derive(Default)]
-struct Failures {
+struct Failures<'t> {
     answered: bool,
     in_a_row: usize,
-    num_rejected: usize,
+    /// Refused before any answer: rows only once something is answered, or all are refused and there are few.
+    held: Vec<(&'t Task, Completion)>,
     failed: Vec<String>,
     last: String,
 }
 
-impl Failures {
-    /// Returns the completion to keep, if there is one.
-    fn take(&mut self, task: &Task, outcome: Result<Completion, CallError>) -> Result<Option<Completion>> {
+impl<'t> Failures<'t> {
+    /// Returns the completions to keep.
+    fn take(&mut self, task: &'t Task, outcome: Result<Completion, CallError>) -> Result<Vec<(&'t Task, Completion)>> {
         match outcome {
             Ok(completion) => {
                 self.answered = true;
                 self.in_a_row = 0;
-                Ok(Some(completion))
+                self.held.push((task, completion));
+                Ok(std::mem::take(&mut self.held))
             }
             Err(CallError::Rejected { reason }) => {
-                self.num_rejected += 1;
-                if !self.answered && self.num_rejected >= REJECTIONS_MAX {
-                    bail!("every request so far is refused, the last: {reason}; put it right and use `--force`");
+                self.held.push((task, Completion::refused(reason.clone())));
+                if self.answered {
+                    return Ok(std::mem::take(&mut self.held));
                 }
-                Ok(Some(Completion::refused(reason)))
+                if self.held.len() >= REJECTIONS_MAX {
+                    bail!("every request so far is refused, the last: {reason}; put it right and run again");
+                }
+                Ok(Vec::new())
             }
             Err(CallError::Fatal { reason }) => bail!("{reason}; what came is kept, run again to go on"),
             Err(error @ CallError::Transient { .. }) => {
@@ -238,7 +257,7 @@ impl Failures {
                 if self.in_a_row >= FAILURES_MAX {
                     bail!("{} rows in a row failed; the last: {error}; run again to go on", self.in_a_row);
                 }
-                Ok(None)
+                Ok(Vec::new())
             }
         }
     }

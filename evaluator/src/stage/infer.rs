@@ -33,7 +33,8 @@ pub(crate) struct Infer {
 }
 
 /// The directions to infer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Directions {
     Both,
     Chosen,
@@ -108,6 +109,7 @@ pub(crate) async fn infer(arguments: &Infer) -> Result<()> {
         }
     }
     let mut identity = dataset.identity(&arguments.data);
+    identity.insert("direction".to_owned(), json!(arguments.direction));
     identity.insert("prompt_digest".to_owned(), template.digest.clone().into());
     identity.insert("examples_digest".to_owned(), short_digest(&serde_json::to_string(&examples)?).into());
     let name = format!("persona_inference_{}", dataset.name);

@@ -7,7 +7,7 @@ use std::{
 
 use bespoke_testkit::TinyModel;
 
-use crate::support::{program, rows, run, write_pairs};
+use crate::support::{fails, program, rows, run, write_pairs};
 
 /// The engine's program, which stands beside the program under test where the workspace was built.
 fn engine() -> Option<PathBuf> {
@@ -84,4 +84,38 @@ fn one_command_runs_all_and_a_killed_one_goes_on() {
             && !said.contains("server tiny"),
         "{said}"
     );
+}
+
+#[test]
+fn a_second_session_of_a_pipeline_is_kept_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write_config(dir, Path::new("absent"), Path::new("absent"));
+    std::fs::create_dir(dir.join("runs")).unwrap();
+    let lock = std::fs::File::create(dir.join("runs/.lock")).unwrap();
+    lock.lock().unwrap();
+    let error = fails(dir, &["pipeline", "p.toml"]);
+    assert!(error.contains("runs is in use by another pipeline"), "{error}");
+    drop(lock);
+    // Now it gets as far as its engine, which is not there, and leaves nothing that looks like one.
+    let error = fails(dir, &["pipeline", "p.toml"]);
+    assert!(error.contains("cannot start absent") && error.contains("server `tiny`"), "{error}");
+    assert!(!dir.join("runs/servers/tiny.address").exists() && !dir.join("runs/servers/tiny.pid").exists());
+}
+
+#[test]
+fn what_a_dead_engine_left_behind_is_replaced() {
+    let Some(engine) = engine() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let model = TinyModel { context_length: 4096, ..TinyModel::default() }.write_hf().unwrap();
+    write_config(dir, &engine, model.path());
+    // Nobody listens there, and the process is this test, which must outlive it.
+    let servers = dir.join("runs/servers");
+    std::fs::create_dir_all(&servers).unwrap();
+    std::fs::write(servers.join("tiny.address"), "127.0.0.1:1").unwrap();
+    std::fs::write(servers.join("tiny.pid"), format!("{} {} ", std::process::id(), model.path().display())).unwrap();
+    let output = run(dir, &["pipeline", "p.toml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!servers.join("tiny.address").exists() && !servers.join("tiny.pid").exists());
 }

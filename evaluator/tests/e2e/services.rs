@@ -169,6 +169,35 @@ fn refusals_are_rows_of_their_own() {
 }
 
 #[test]
+fn refusals_of_all_first_requests_leave_no_rows() {
+    static IS_MENDED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    let dir = tempfile::tempdir().unwrap();
+    let pairs = write_pairs(dir.path(), 5);
+    let service = FakeService::start(|_, received| match IS_MENDED.load(Ordering::SeqCst) {
+        false => Reply::status(400, &json!({"error": {"message": "no such model"}})),
+        true => Reply::json(&openai(&persona(received))),
+    });
+    let error = fails(dir.path(), &infer(&pairs, "openai", &service.url));
+    assert!(error.contains("every request so far is refused") && error.contains("no such model"), "{error}");
+    assert!(rows(dir.path(), "run").is_empty());
+    IS_MENDED.store(true, Ordering::SeqCst);
+    succeeds(dir.path(), &infer(&pairs, "openai", &service.url));
+    assert_whole(dir.path(), 5);
+    // Another direction is another run, and is told so at once.
+    let error = fails(dir.path(), &[infer(&pairs, "openai", &service.url), vec!["--direction", "chosen"]].concat());
+    assert!(error.contains("other direction"), "{error}");
+}
+
+#[test]
+fn few_requests_that_are_all_refused_are_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let pairs = write_pairs(dir.path(), 2);
+    let service = FakeService::start(|_, _| Reply::status(400, &json!({"error": {"message": "against the policy"}})));
+    let output = run(dir.path(), &infer(&pairs, "openai", &service.url));
+    assert!(output.status.success() && rows(dir.path(), "run").len() == 4);
+}
+
+#[test]
 fn what_will_not_pass_stops_the_run_and_keeps_what_came() {
     let dir = tempfile::tempdir().unwrap();
     let pairs = write_pairs(dir.path(), 4);
