@@ -106,10 +106,11 @@ pub(crate) async fn judge(arguments: &Judge) -> Result<()> {
     identity.insert("b".to_owned(), json!({"label": b.label(), "digest": b.digest()?}));
     let others: HashMap<usize, &GenerateRow> = b.rows.iter().map(|row| (row.index, row)).collect();
     let mut tasks = Vec::new();
-    for rubric in &rubrics {
-        for row in a.rows.iter().take(limit) {
-            let other = others.get(&row.index).with_context(|| format!("--b has no row {}", row.index))?;
-            ensure!(row.prompt == other.prompt, "row {} of --a and --b have different prompts", row.index);
+    // Rubrics stand last in the prompt and change fastest, so that an engine with a prefix cache reads the answers once.
+    for row in a.rows.iter().take(limit) {
+        let other = others.get(&row.index).with_context(|| format!("--b has no row {}", row.index))?;
+        ensure!(row.prompt == other.prompt, "row {} of --a and --b have different prompts", row.index);
+        for rubric in &rubrics {
             tasks.extend(asking.tasks(comparison(row, other, rubric, arguments.with_reference)?)?);
         }
     }
@@ -151,9 +152,9 @@ fn absolute_tasks(
 ) -> Result<Vec<crate::batch::Task>> {
     ensure!(arguments.verdict != VerdictMode::Logprob, "`--verdict logprob` compares two answers: give `--b`");
     let mut tasks = Vec::new();
-    for rubric in rubrics {
-        ensure!(rubric.scores.len() == 5, "rubric `{}` has {} scores, needs 5", rubric.name, rubric.scores.len());
-        for row in a.rows.iter().take(arguments.limit.unwrap_or(usize::MAX)) {
+    for row in a.rows.iter().take(arguments.limit.unwrap_or(usize::MAX)) {
+        for rubric in rubrics {
+            ensure!(rubric.scores.len() == 5, "rubric `{}` has {} scores, needs 5", rubric.name, rubric.scores.len());
             let filling = filling(row, row.persona.as_ref(), rubric, arguments.with_reference);
             let filling = comparison::with(filling, json!({"response_a": row.response}));
             let fields = json!({"rubric": rubric.name, "index": row.index, "prompt": row.prompt,
