@@ -128,12 +128,13 @@ impl Provider {
 
     /// Asks for the embeddings of texts.
     ///
-    /// **Errors**: as [`Provider::complete`]; always fatal but for OpenAI-compatible services.
+    /// **Errors**: as [`Provider::complete`]; always fatal for Anthropic and Cohere.
     pub(crate) async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, CallError> {
         match self {
+            Self::Engine(engine) => engine.embed(texts).await,
             Self::OpenAi(openai) => openai.embed(texts).await,
-            Self::Engine(_) | Self::Anthropic(_) | Self::Cohere(_) => Err(CallError::fatal(
-                "embeddings need an OpenAI-compatible service: use `--provider openai`, or `--method tf-idf`",
+            Self::Anthropic(_) | Self::Cohere(_) => Err(CallError::fatal(
+                "embeddings need our engine or an OpenAI-compatible service: change `--provider`, or use `--method tf-idf`",
             )),
         }
     }

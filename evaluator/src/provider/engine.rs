@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use bespoke_client::{Client, ClientError, Code, Continuation, FinishReason, Priority, ScoreRequest};
+use bespoke_client::{Client, ClientError, Code, Continuation, EmbedRequest, FinishReason, Priority, ScoreRequest};
 
 use super::{Endpoint, Identity, ProviderName};
 use crate::{
@@ -85,6 +85,12 @@ impl EngineProvider {
             completion.logprobs.push(score.total_logprob);
         }
         Ok(completion)
+    }
+
+    pub(crate) async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, CallError> {
+        let request = EmbedRequest { texts: texts.to_vec(), normalize: Some(true) };
+        let response = self.client.embed(request).await.map_err(failure)?;
+        Ok(response.embeddings.into_iter().map(|embedding| embedding.values).collect())
     }
 }
 

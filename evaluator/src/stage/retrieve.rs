@@ -34,7 +34,7 @@ pub(crate) struct Retrieve {
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
     /// How prompts are compared.
-    #[arg(long, value_enum, default_value = "tf-idf")]
+    #[arg(long, value_enum, default_value = "embeddings")]
     pub(crate) method: Method,
     #[command(flatten)]
     pub(crate) model: ModelOptions,
@@ -45,7 +45,7 @@ pub(crate) struct Retrieve {
 pub(crate) enum Method {
     /// Words, weighted by how rare they are.
     TfIdf,
-    /// Embeddings of an embedding model.
+    /// Vectors of an embedding model: our engine's `serve --embedding-model`, or an OpenAI-compatible service.
     Embeddings,
 }
 

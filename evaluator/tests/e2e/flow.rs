@@ -28,6 +28,13 @@ fn from_pairs_to_a_report() {
     let first: serde_json::Value = serde_json::from_str(augmented.lines().next().unwrap()).unwrap();
     assert_eq!((augmented.lines().count(), &first["chosen_persona_gold"]), (4, &inferred[0]["persona"]));
 
+    let retrieve =
+        ["retrieve", "--data", &pairs, "--train", "augmented.jsonl", "--out", "retrieved.jsonl", "--base-url", url];
+    assert!(succeeds(dir, &retrieve).contains("6 rows in retrieved.jsonl"));
+    let retrieved = std::fs::read_to_string(dir.join("retrieved.jsonl")).unwrap();
+    let first: serde_json::Value = serde_json::from_str(retrieved.lines().next().unwrap()).unwrap();
+    assert_eq!(first["chosen_persona_retr"], inferred[0]["persona"], "a row is most like itself");
+
     succeeds(dir, &["saliency", "--infer", "i", "--cutoff", "1"]);
     answers_are_generated(dir, &stage, &pairs);
 
@@ -46,7 +53,15 @@ fn from_pairs_to_a_report() {
         assert!(page.contains(part), "{part}");
     }
     assert!(!page.contains("src=") && !page.contains("@import"), "the page needs nothing else");
-    for file in ["win-rates.svg", "win-rates.pdf", "win-rates.csv", "accuracy.svg", "preferences.pdf", "report.json"] {
+    for file in [
+        "win-rates.svg",
+        "win-rates.pdf",
+        "win-rates.png",
+        "win-rates.csv",
+        "accuracy.svg",
+        "preferences.pdf",
+        "report.json",
+    ] {
         assert!(dir.join("report").join(file).is_file(), "{file}");
     }
 }

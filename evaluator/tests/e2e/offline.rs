@@ -62,6 +62,8 @@ fn retrieval_on_real_rows() {
         dir.path(),
         &[
             "retrieve",
+            "--method",
+            "tf-idf",
             "--data",
             &file("test.jsonl"),
             "--train",

@@ -5,9 +5,9 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use bespoke_engine::Engine;
+use bespoke_engine::{Embedder, Engine};
 use bespoke_server::{Config, Server};
-use bespoke_testkit::{TinyModel, TinyModelDir};
+use bespoke_testkit::{TinyEncoder, TinyModel, TinyModelDir};
 use serde_json::{Value, json};
 
 /// The program under test, without keys of this machine.
@@ -92,7 +92,9 @@ impl RunningEngine {
             let config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::default() };
             let engine = Engine::builder().model(model.path()).num_threads(1).build().unwrap();
             let listener = tokio::net::TcpListener::bind(config.listen).await.unwrap();
-            let server = Server::new(engine, config, listener).unwrap();
+            let encoder = TinyEncoder::default().write().unwrap();
+            let embedder = Embedder::load(encoder.path(), 1, 8).unwrap();
+            let server = Server::new(engine, config, listener).unwrap().with_embedder(Some(embedder));
             let url = format!("http://{}", server.address());
             tokio::spawn(server.run(std::future::pending()));
             url
