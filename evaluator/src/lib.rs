@@ -21,6 +21,7 @@ mod case;
 mod comparison;
 mod dataset;
 mod error;
+mod hub;
 pub mod judging;
 mod limits;
 mod options;
@@ -32,5 +33,6 @@ mod report;
 mod run_folder;
 mod session;
 mod stage;
+mod table;
 
 pub use arguments::{Arguments, run};

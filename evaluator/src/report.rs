@@ -5,6 +5,7 @@
 mod figure;
 mod findings;
 mod pdf;
+mod png;
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ pub(crate) struct Report {
     /// Folder to search for run folders, at any depth. May be given repeatedly.
     #[arg(long, value_name = "DIR", required = true)]
     pub(crate) runs: Vec<PathBuf>,
-    /// The page to write. Figures (SVG, PDF), tables (CSV) and report.json are put in a folder of the same name beside it.
+    /// The page to write. Figures (SVG, PDF, PNG), tables (CSV) and report.json are put in a folder of the same name beside it.
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     pub(crate) out: PathBuf,
     /// Title of the page.
@@ -44,6 +45,7 @@ pub(crate) fn report(arguments: &Report) -> Result<()> {
     for (name, figure) in &figures {
         write_atomically(&folder.join(format!("{name}.svg")), figure.svg().as_bytes())?;
         write_atomically(&folder.join(format!("{name}.pdf")), &pdf::document(figure))?;
+        write_atomically(&folder.join(format!("{name}.png")), &png::document(figure)?)?;
     }
     for (name, table) in findings.tables() {
         write_atomically(&folder.join(format!("{name}.csv")), csv(&table).as_bytes())?;

@@ -35,6 +35,8 @@ impl Reply {
 pub(crate) struct Received {
     pub(crate) path: String,
     pub(crate) headers: Vec<String>,
+    pub(crate) bytes: Vec<u8>,
+    /// The body where it is JSON.
     pub(crate) body: Value,
 }
 
@@ -54,14 +56,19 @@ pub(crate) struct FakeService {
 impl FakeService {
     /// Starts a server; `reply` gets each request with its number from 0, in order of arrival.
     pub(crate) fn start(reply: impl Fn(usize, &Received) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start_of(|_| Box::new(reply))
+    }
+
+    /// As [`FakeService::start`], for replies that name the server's own address.
+    pub(crate) fn start_of(reply: impl FnOnce(String) -> Box<Answer>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let log: Arc<Mutex<Vec<Received>>> = Arc::default();
-        let (reply, kept) = (Arc::new(reply), log.clone());
+        let (reply, kept) = (Arc::new(reply(url.clone())), log.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (reply, log) = (reply.clone(), kept.clone());
-                std::thread::spawn(move || serve(stream.unwrap(), &*reply, &log));
+                std::thread::spawn(move || serve(stream.unwrap(), &**reply, &log));
             }
         });
         Self { url, log }
@@ -72,8 +79,11 @@ impl FakeService {
     }
 }
 
+/// What gives the reply to a request.
+type Answer = dyn Fn(usize, &Received) -> Reply + Send + Sync;
+
 /// Answers the requests of one connection. A client that goes away ends it.
-fn serve(stream: TcpStream, reply: &dyn Fn(usize, &Received) -> Reply, log: &Mutex<Vec<Received>>) {
+fn serve(stream: TcpStream, reply: &Answer, log: &Mutex<Vec<Received>>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut stream = stream;
     while let Some(received) = read(&mut reader) {
@@ -116,7 +126,8 @@ fn read(reader: &mut BufReader<TcpStream>) -> Option<Received> {
     }
     let mut body = vec![0; num_bytes];
     reader.read_exact(&mut body).ok()?;
-    Some(Received { path, headers, body: serde_json::from_slice(&body).ok()? })
+    let json = serde_json::from_slice(&body).unwrap_or_default();
+    Some(Received { path, headers, bytes: body, body: json })
 }
 
 /// An answer in the form of OpenAI's chat completions.

@@ -5,6 +5,7 @@
 
 mod fake_service;
 mod flow;
+mod hub;
 mod kill;
 mod offline;
 mod pipeline;

@@ -23,7 +23,7 @@ _RETRY_POLICY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-_SERVICES = ("GenerationService", "TokenizerService", "ModelService")
+_SERVICES = ("GenerationService", "TokenizerService", "ModelService", "EmbeddingService")
 # Targets that never leave this machine.
 _LOCAL = ("127.", "localhost", "[::1]", "unix:")
 
