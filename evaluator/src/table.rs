@@ -128,9 +128,22 @@ fn write_column(column: &mut SerializedColumnWriter<'_>, kind: Kind, values: &[&
 mod tests {
     use bytes::Bytes;
     use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::{Field, Row};
     use serde_json::json;
 
     use super::*;
+
+    fn value_of(row: &Row) -> Value {
+        let value = |field: &Field| match field {
+            Field::Null => Value::Null,
+            Field::Bool(value) => json!(value),
+            Field::Long(value) => json!(value),
+            Field::Double(value) => json!(value),
+            Field::Str(value) => json!(value),
+            other => panic!("a column of another type: {other:?}"),
+        };
+        row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect()
+    }
 
     #[test]
     fn rows_come_back_as_they_went_in() {
@@ -140,7 +153,7 @@ mod tests {
             row(json!({"prompt": "", "n": null, "x": 0.5, "mixed": 3, "late": "z", "none": null})),
         ];
         let reader = SerializedFileReader::new(Bytes::from(parquet(&rows).unwrap())).unwrap();
-        let read: Vec<Value> = reader.get_row_iter(None).unwrap().map(|row| row.unwrap().to_json_value()).collect();
+        let read: Vec<Value> = reader.get_row_iter(None).unwrap().map(|row| value_of(&row.unwrap())).collect();
         assert_eq!(
             read[0],
             json!({"prompt": "Où?\n", "n": 1, "x": 1.0, "ok": true, "mixed": "\"a\"", "list": "[1,\"b\"]", "late": null, "none": null})

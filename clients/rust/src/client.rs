@@ -124,7 +124,7 @@ impl Client {
     ///
     /// **Errors**: as [`Client::generate`]; a server without an embedding model refuses with `Unimplemented`.
     pub async fn embed(&self, request: EmbedRequest) -> Result<EmbedResponse, ClientError> {
-        let call = Call::start(self.deadline);
+        let call = self.call();
         let mut service = self.embedding.clone();
         let num_texts = request.texts.len();
         let response = call.wait(service.embed(call.request(request))).await?.into_inner();
