@@ -1,4 +1,4 @@
-//! Compiles `proto/bespoke/v1/*.proto` in pure Rust: messages, services and the descriptor set that reflection serves.
+//! Compiles `proto/bespoke/v1/*.proto` and `proto/inference/*.proto` in pure Rust: messages, services and the descriptor set that reflection serves.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -6,10 +6,10 @@ use prost::Message;
 
 /// The folder that import paths start from; the same as in `buf.yaml`.
 const ROOT: &str = "proto";
-const FOLDER: &str = "proto/bespoke/v1";
+const FOLDERS: [&str; 2] = ["proto/bespoke/v1", "proto/inference"];
 
 /// Messages that hold texts of users or models, which a derived `Debug` would print. `src/debug.rs` writes theirs.
-const PRIVATE: [&str; 21] = [
+const PRIVATE: [&str; 26] = [
     ".bespoke.v1.PromptSpec",
     ".bespoke.v1.Message",
     ".bespoke.v1.TokenIdList",
@@ -31,12 +31,21 @@ const PRIVATE: [&str; 21] = [
     ".bespoke.v1.RenderPromptRequest",
     ".bespoke.v1.RenderPromptResponse",
     ".bespoke.v1.Span",
+    ".inference.InferParameter",
+    ".inference.InferTensorContents",
+    ".inference.ModelInferRequest",
+    ".inference.ModelInferResponse",
+    ".inference.ModelStreamInferResponse",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={ROOT}");
-    let mut files =
-        fs::read_dir(FOLDER)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<PathBuf>, _>>()?;
+    let mut files = Vec::new();
+    for folder in FOLDERS {
+        for entry in fs::read_dir(folder)? {
+            files.push(entry?.path());
+        }
+    }
     files.sort();
     let descriptors = protox::compile(&files, [ROOT])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
