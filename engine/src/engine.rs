@@ -203,6 +203,11 @@ impl Engine {
         self.0.status.has_failed()
     }
 
+    /// Whether new requests are refused.
+    pub fn is_closed(&self) -> bool {
+        self.0.status.is_closed()
+    }
+
     /// Refuses new requests from now on; those taken in go on.
     pub fn close(&self) {
         self.0.status.close();

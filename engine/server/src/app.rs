@@ -3,7 +3,8 @@
 use axum::Router;
 use bespoke_proto::{
     FILE_DESCRIPTOR_SET, embedding_service_server::EmbeddingServiceServer,
-    generation_service_server::GenerationServiceServer, model_service_server::ModelServiceServer,
+    generation_service_server::GenerationServiceServer,
+    inference::grpc_inference_service_server::GrpcInferenceServiceServer, model_service_server::ModelServiceServer,
     tokenizer_service_server::TokenizerServiceServer,
 };
 use tonic::service::Routes;
@@ -16,11 +17,12 @@ use tonic_health::{
 use crate::services::Services;
 
 /// The services that have a health status of their own beside that of the whole server, which is "".
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "",
     "bespoke.v1.GenerationService",
     "bespoke.v1.TokenizerService",
     "bespoke.v1.ModelService",
+    "inference.GRPCInferenceService",
     "bespoke.v1.EmbeddingService",
 ];
 
@@ -34,15 +36,22 @@ pub(crate) fn grpc<H: Health>(services: Services, health: HealthServer<H>) -> an
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let routes = Routes::default()
-        .add_service(GenerationServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
-        .add_service(TokenizerServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
-        .add_service(EmbeddingServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
-        .add_service(ModelServiceServer::new(services))
+    let routes = own_services(&services)
+        .add_service(GrpcInferenceServiceServer::new(services).max_decoding_message_size(bytes_max))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
     Ok(routes.into_axum_router())
+}
+
+/// Returns the services of `bespoke.v1`.
+pub(crate) fn own_services(services: &Services) -> Routes {
+    let bytes_max = services.config().message_bytes_max;
+    Routes::default()
+        .add_service(GenerationServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
+        .add_service(TokenizerServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
+        .add_service(EmbeddingServiceServer::new(services.clone()).max_decoding_message_size(bytes_max))
+        .add_service(ModelServiceServer::new(services.clone()))
 }
 
 /// Sets the health of every service; without an encoder, the last one has none.

@@ -1,5 +1,6 @@
 //! The configuration of `serve`: [`Options`] are what was typed or written, [`Config`] is what holds.
 
+mod http;
 mod limits;
 mod observability;
 mod security;
@@ -16,6 +17,7 @@ use anyhow::{Context, bail};
 use bespoke_domain::{Persona, PersonaId};
 use bespoke_engine::{KvDType, Quantization};
 use clap::{Args, ValueEnum};
+pub use http::{Http, HttpOptions};
 pub use limits::{ConnectionLimits, LimitOptions};
 pub use observability::{Observability, ObservabilityOptions};
 pub use security::{Security, SecurityOptions};
@@ -102,6 +104,9 @@ pub struct Options {
     /// What the server shows of itself.
     #[command(flatten)]
     pub observability: ObservabilityOptions,
+    /// The HTTP address.
+    #[command(flatten)]
+    pub http: HttpOptions,
     /// Personas that requests may name, from the TOML file only.
     #[arg(skip)]
     pub personas: BTreeMap<String, String>,
@@ -152,6 +157,8 @@ pub struct Config {
     pub limits: ConnectionLimits,
     /// What the server shows of itself.
     pub observability: Observability,
+    /// The HTTP address.
+    pub http: Http,
 }
 
 impl Default for Config {
@@ -178,6 +185,7 @@ impl Default for Config {
             security: Security::default(),
             limits: ConnectionLimits::default(),
             observability: Observability::default(),
+            http: Http::default(),
         }
     }
 }
@@ -201,6 +209,10 @@ impl Config {
         let listen = options.listen.unwrap_or(default.listen);
         let security = options.security.checked()?;
         security.check_address("listen", listen)?;
+        let http = options.http.checked()?;
+        if let Some(address) = http.address {
+            security.check_address("http_address", address)?;
+        }
         let mut personas = BTreeMap::new();
         for (id, text) in options.personas {
             let persona = Persona::new(text).with_context(|| format!("personas.{id}"))?;
@@ -228,6 +240,7 @@ impl Config {
             security,
             limits: options.limits.checked()?,
             observability: options.observability.checked(),
+            http,
         })
     }
 }
@@ -257,6 +270,7 @@ impl Options {
             security: self.security.or(other.security),
             limits: self.limits.or(other.limits),
             observability: self.observability.or(other.observability),
+            http: self.http.or(other.http),
             personas: if self.personas.is_empty() { other.personas } else { self.personas },
         }
     }
@@ -320,6 +334,7 @@ mod tests {
         assert!(error("message_bytes_max = 1").contains("message_bytes_max"));
         assert!(error("[limits]\nhandshake_timeout_s = 0").contains("handshake_timeout_s"));
         assert!(error("listen = \"0.0.0.0:1\"").contains("allow_unauthenticated"));
+        assert!(error("[http]\nui = true").contains("http_address"));
         assert!(error("[personas]\na = \" \"").contains("personas.a"));
         let missing = Options { config: Some("absent.toml".into()), ..Options::default() };
         assert!(format!("{:#}", Config::resolve(missing).unwrap_err()).contains("absent.toml"));

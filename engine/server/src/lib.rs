@@ -12,6 +12,7 @@ mod config;
 mod connection;
 mod deadline;
 mod door;
+mod http;
 mod kv_dtype;
 mod listener;
 mod logs;
@@ -34,8 +35,8 @@ mod watched;
 
 pub use bench::{Bench, bench};
 pub use config::{
-    Config, ConnectionLimits, LimitOptions, LogFormat, Observability, ObservabilityOptions, Options, Security,
-    SecurityOptions,
+    Config, ConnectionLimits, Http, HttpOptions, LimitOptions, LogFormat, Observability, ObservabilityOptions, Options,
+    Security, SecurityOptions,
 };
 pub use kv_dtype::KvDTypeName;
 pub use logs::{Logs, start_logs};

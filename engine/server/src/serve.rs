@@ -10,13 +10,14 @@ use std::{
 use anyhow::{Context, bail};
 use bespoke_engine::{Embedder, Engine};
 use bespoke_store::{Store, TerminalProgress};
-use tokio::{net::TcpListener, signal::unix::SignalKind, task::JoinSet};
+use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch, task::JoinSet};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     Config,
     app::{self, end_health, set_health},
     door::Door,
+    http,
     listener::Listener,
     observation::Observation,
     services::{OpenCalls, Services},
@@ -45,6 +46,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
         // An address that is taken is told before a model is loaded; clients that come early wait to be accepted.
         let listener = Listener::bind(config.listen)?;
+        let http = config.http.address.map(Listener::bind).transpose()?;
         let observation = Observation::start(&config)?;
         let loading = tokio::task::spawn_blocking({
             let config = config.clone();
@@ -54,8 +56,9 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
             loaded = loading => loaded??,
             () = signals.next() => return Ok(()),
         };
-        let server = Server::observed(engine, config, listener, observation)?.with_embedder(embedder);
-        tracing::info!(address = %server.address(), startup_ms = begun.elapsed().as_millis() as u64, "ready");
+        let server = Server::observed(engine, config, listener, observation)?.with_embedder(embedder).with_http(http)?;
+        let http_address = server.http_address().map(tracing::field::display);
+        tracing::info!(address = %server.address(), http_address, startup_ms = begun.elapsed().as_millis() as u64, "ready");
         server
             .run(async move {
                 signals.next().await;
@@ -118,6 +121,8 @@ pub struct Server {
     followers: JoinSet<()>,
     observation: Observation,
     address: SocketAddr,
+    tls: Option<Tls>,
+    http: Option<(Listener, SocketAddr)>,
 }
 
 impl Server {
@@ -152,7 +157,7 @@ impl Server {
                 Some(tokens)
             }
         };
-        let listener = Listener::new(socket, config.limits.clone(), metrics.connections.clone()).with_tls(tls);
+        let listener = Listener::new(socket, config.limits.clone(), metrics.connections.clone()).with_tls(tls.clone());
         let audits = config.security.authenticates();
         let traces = config.observability.otlp_endpoint.as_deref().map(Traces::start).transpose()?;
         let door = Door { tokens, audits, message_timeout: config.limits.message_timeout, metrics, traces };
@@ -161,13 +166,32 @@ impl Server {
             write_atomically(file, &address.to_string())?;
         }
         let config = Arc::new(config);
-        Ok(Self { engine, embedder: None, config, listener, door, followers, observation, address })
+        Ok(Self { engine, embedder: None, config, listener, door, followers, observation, address, tls, http: None })
     }
 
     /// Serves an encoder too.
     #[must_use]
     pub fn with_embedder(self, embedder: Option<Embedder>) -> Self {
         Self { embedder, ..self }
+    }
+
+    /// Answers HTTP on a bound socket too, and writes its port file.
+    ///
+    /// **Errors**: a file that cannot be written.
+    pub fn with_http(self, socket: Option<TcpListener>) -> anyhow::Result<Self> {
+        let Some(socket) = socket else { return Ok(self) };
+        let address = socket.local_addr()?;
+        if let Some(file) = &self.config.http.port_file {
+            write_atomically(file, &address.to_string())?;
+        }
+        let counts = self.door.metrics.connections.clone();
+        let listener = Listener::new(socket, self.config.limits.clone(), counts).with_tls(self.tls.clone());
+        Ok(Self { http: Some((listener, address)), ..self })
+    }
+
+    /// Returns the bound HTTP address, if there is one.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(|(_, address)| *address)
     }
 
     /// Returns the bound address.
@@ -185,17 +209,23 @@ impl Server {
     ///
     /// **Errors**: an engine that fails.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { engine, embedder, config, listener, door, followers: _followers, observation, .. } = self;
+        let Self { engine, embedder, config, listener, door, followers: _followers, observation, http, .. } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::Serving, embedder.is_some()).await;
         observation.show(engine.clone(), &config);
         let services = Services::new(engine.clone(), embedder.clone(), config.clone());
         let calls = services.calls();
+        let web = http::router(&services, &door);
         let app = door.guard(app::grpc(services, health_service)?);
-        let (close, closing) = tokio::sync::oneshot::channel::<()>();
-        let serving = listener.serve(app, async {
-            let _ = closing.await;
-        });
+        let (close, closing) = watch::channel(false);
+        let serving = async {
+            let web = async {
+                if let Some((listener, _)) = http {
+                    listener.serve(web, closed(closing.clone())).await;
+                }
+            };
+            tokio::join!(listener.serve(app, closed(closing.clone())), web);
+        };
         tokio::pin!(serving);
         tokio::select! {
             () = &mut serving => bail!("the listener ended"),
@@ -211,16 +241,21 @@ impl Server {
             () = &mut serving => bail!("the listener ended"),
             () = drain((&engine, embedder.as_ref()), &calls, &health, deadline) => {}
         }
-        let _ = close.send(());
+        let _ = close.send(true);
         end_health(&health).await;
         // What does not close in time is cut.
         let _ = tokio::time::timeout(CLOSE_TIME, serving).await;
-        if let Some(file) = &config.port_file {
+        for file in [&config.port_file, &config.http.port_file].into_iter().flatten() {
             let _ = std::fs::remove_file(file);
         }
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Waits until the server closes.
+async fn closed(mut closing: watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closed| *closed).await;
 }
 
 /// Waits until the engine's thread has ended after a defect.

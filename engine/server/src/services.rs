@@ -2,8 +2,11 @@
 
 mod embedding;
 mod generation;
+mod inference;
 mod model;
 mod tokenizer;
+
+pub(crate) use generation::gather;
 
 use std::{
     sync::{
@@ -18,7 +21,12 @@ use bespoke_proto::invalid_status;
 use tokio::sync::Semaphore;
 use tonic::{Status, metadata::MetadataMap};
 
-use crate::{Config, deadline::deadline, status::status};
+use crate::{
+    Config,
+    call::{Call, Followed},
+    deadline::deadline,
+    status::status,
+};
 
 /// What every service holds.
 #[derive(Clone)]
@@ -40,14 +48,14 @@ const WORKERS: usize = 8;
 pub(crate) struct OpenCalls(Arc<AtomicUsize>);
 
 /// One such call, until it is dropped.
-struct OpenCall(Arc<AtomicUsize>);
+pub(crate) struct OpenCall(Arc<AtomicUsize>);
 
 impl OpenCalls {
     pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
 
-    fn open(&self) -> OpenCall {
+    pub(crate) fn open(&self) -> OpenCall {
         self.0.fetch_add(1, Ordering::SeqCst);
         OpenCall(self.0.clone())
     }
@@ -64,21 +72,44 @@ impl Services {
         Self { engine, embedder, config, calls: OpenCalls::default(), workers: Arc::new(Semaphore::new(WORKERS)) }
     }
 
-    pub(crate) fn config(&self) -> &Config {
-        &self.config
-    }
-
     pub(crate) fn calls(&self) -> OpenCalls {
         self.calls.clone()
     }
 
-    /// Runs what may take longer than half a millisecond (rendering and tokenizing) off the async threads, at most until
-    /// the deadline: the transport would end the call a little later, but with CANCELLED.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Renders and queues a request; what it uses is noted in its call.
+    pub(crate) async fn start(
+        &self,
+        call: &Call,
+        request: bespoke_domain::Request,
+        deadline: Option<Instant>,
+    ) -> Result<Followed, EngineError> {
+        let generation = self.working(deadline, move |engine| engine.generate_until(request, deadline)).await?;
+        Ok(call.follow(generation))
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         deadline: Option<Instant>,
         work: impl FnOnce(&Engine) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, Status> {
+        self.working(deadline, work).await.map_err(|error| status(&error))
+    }
+
+    /// Runs what may take longer than half a millisecond (rendering and tokenizing) off the async threads, at most until
+    /// the deadline: the transport would end the call a little later, but with CANCELLED.
+    async fn working<T: Send + 'static>(
+        &self,
+        deadline: Option<Instant>,
+        work: impl FnOnce(&Engine) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
         let engine = self.engine.clone();
         let workers = self.workers.clone();
         let done = async {
@@ -89,7 +120,7 @@ impl Services {
             });
             worked.await.unwrap_or_else(|error| Err(EngineError::Internal(error.to_string())))
         };
-        within(deadline, Stage::Queue, done).await.map_err(|error| status(&error))
+        within(deadline, Stage::Queue, done).await
     }
 }
 

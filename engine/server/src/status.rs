@@ -13,7 +13,7 @@ use crate::tokens::OverLimit;
 /// The domain of `ErrorInfo`.
 const DOMAIN: &str = "bespoke";
 /// When a client of a draining server may find another one in its place.
-const DRAINING_RETRY: Duration = Duration::from_secs(1);
+pub(crate) const DRAINING_RETRY: Duration = Duration::from_secs(1);
 
 /// Returns the status that tells a client what to do differently.
 pub(crate) fn status(error: &EngineError) -> Status {

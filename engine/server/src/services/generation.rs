@@ -12,10 +12,7 @@ use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use super::{Services, checked, read_deadline, within};
-use crate::{
-    call::{Call, Followed},
-    status::status,
-};
+use crate::{call::Call, status::status};
 
 #[tonic::async_trait]
 impl GenerationService for Services {
@@ -28,7 +25,8 @@ impl GenerationService for Services {
         let deadline = read_deadline(request.metadata())?;
         let open = self.calls.open();
         let call = Call::of(request.extensions());
-        let generation = self.start(&call, checked(request.into_inner())?, deadline).await?;
+        let generation =
+            self.start(&call, checked(request.into_inner())?, deadline).await.map_err(|error| status(&error))?;
         let events = generation.map(move |event| {
             let _open = &open;
             event.map(Into::into).map_err(|error| status(&error))
@@ -40,7 +38,8 @@ impl GenerationService for Services {
         let deadline = read_deadline(request.metadata())?;
         let _open = self.calls.open();
         let call = Call::of(request.extensions());
-        let generation = self.start(&call, checked(request.into_inner())?, deadline).await?;
+        let generation =
+            self.start(&call, checked(request.into_inner())?, deadline).await.map_err(|error| status(&error))?;
         let events = gather(generation, deadline).await.map_err(|error| status(&error))?;
         let generated = Generated::gather(events);
         let generated = generated.map_err(|invalid| status(&EngineError::Internal(invalid.to_string())))?;
@@ -59,23 +58,13 @@ impl GenerationService for Services {
     }
 }
 
-impl Services {
-    /// Queues a request; what it uses is noted in its call.
-    pub(crate) async fn start(
-        &self,
-        call: &Call,
-        request: domain::Request,
-        deadline: Option<Instant>,
-    ) -> Result<Followed, Status> {
-        let generation = self.blocking(deadline, move |engine| engine.generate_until(request, deadline)).await?;
-        Ok(call.follow(generation))
-    }
-}
-
 /// Reads all events, at most until the deadline.
 ///
 /// The engine sees a deadline only between two steps; the transport would end the call before that with CANCELLED.
-async fn gather(mut generation: Followed, deadline: Option<Instant>) -> Result<Vec<Event>, EngineError> {
+pub(crate) async fn gather(
+    mut generation: impl Stream<Item = Result<Event, EngineError>> + Unpin,
+    deadline: Option<Instant>,
+) -> Result<Vec<Event>, EngineError> {
     let mut events = Vec::new();
     let read_all = async {
         while let Some(event) = generation.next().await {
