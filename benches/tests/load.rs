@@ -13,7 +13,8 @@ use tokio::{
 
 /// Starts our server on the tiny model; it runs until the test's runtime ends.
 async fn ours(queue_max: usize) -> String {
-    let folder = TinyModel::default().write_hf().unwrap();
+    // Its words have several tokens: room for prompts of hundreds of characters.
+    let folder = TinyModel { context_length: 1024, ..TinyModel::default() }.write_hf().unwrap();
     let engine = Engine::builder().model(folder.path()).num_threads(1).sequences_max(1).queue_max(queue_max);
     let listen = "127.0.0.1:0".parse().unwrap();
     let config = Config { listen, sequences_max: 1, queue_max, ..Config::default() };
