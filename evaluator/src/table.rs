@@ -105,7 +105,7 @@ fn write_column(column: &mut SerializedColumnWriter<'_>, kind: Kind, values: &[&
                 Value::String(text) if kind == Kind::Text => ByteArray::from(text.as_str()),
                 other => ByteArray::from(other.to_string().into_bytes()),
             };
-            let texts: Vec<ByteArray> = present.map(|value| text(value)).collect();
+            let texts: Vec<ByteArray> = present.map(text).collect();
             column.typed::<ByteArrayType>().write_batch(&texts, levels, None)?;
         }
         Kind::Integer => {
