@@ -85,7 +85,7 @@ fn augmented_rows_go_to_the_hub() {
             (&json!("header"), &json!(format!("data/{out}")))
         );
         if by_digest {
-            assert_eq!(kept.uploads, [written.clone()]);
+            assert_eq!(kept.uploads, std::slice::from_ref(&written));
             assert_eq!((&entry["key"], &entry["value"]["size"]), (&json!("lfsFile"), &json!(written.len())));
             assert_eq!(&written[..4], b"PAR1");
         } else {
