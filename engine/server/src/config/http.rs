@@ -17,7 +17,7 @@ pub struct HttpOptions {
     /// File to write the bound HTTP address to once the server listens. Default: none.
     #[arg(long, env = "BESPOKE_HTTP_PORT_FILE", value_name = "FILE")]
     pub http_port_file: Option<PathBuf>,
-    /// Origins whose pages may call the HTTP address, such as https://chat.example, or * for any. Default: none.
+    /// Origins whose pages may call the HTTP address, such as `https://chat.example`, or `*` for any. Default: none.
     #[arg(long, env = "BESPOKE_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     pub cors_origins: Option<Vec<String>>,
     /// Serve a playground at the HTTP address. Default: false.

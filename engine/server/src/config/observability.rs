@@ -12,7 +12,7 @@ pub struct ObservabilityOptions {
     /// Address of /metrics for Prometheus, /healthz and /readyz, over plain HTTP and without tokens. Default: none.
     #[arg(long, env = "BESPOKE_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<SocketAddr>,
-    /// Collector that traces are sent to over OTLP/gRPC, such as http://127.0.0.1:4317. Default: none.
+    /// Collector that traces are sent to over OTLP/gRPC, such as `http://127.0.0.1:4317`. Default: none.
     #[arg(long, env = "BESPOKE_OTLP_ENDPOINT", value_name = "URI")]
     pub otlp_endpoint: Option<String>,
 }
