@@ -3,14 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
 
 mod answers;
+mod browser;
 mod certificates;
 mod command_line;
 mod documents;
 mod embeddings;
 mod faults;
+mod http_call;
 mod malformed;
 mod measures;
 mod observation;
+mod openai;
 mod operations;
 mod quantize;
 mod refusals;

@@ -25,6 +25,7 @@ pub(crate) struct Running {
     /// Of the page of metrics, where the configuration asks for one.
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) client: Client,
+    http: Option<String>,
     stop: Option<oneshot::Sender<()>>,
     ended: JoinHandle<anyhow::Result<()>>,
     _model: Option<TinyModelDir>,
@@ -90,15 +91,26 @@ impl Running {
             let encoder = TinyEncoder::default().write().unwrap();
             Embedder::load(encoder.path(), 1, config.queue_max).unwrap()
         });
-        let server = Server::new(engine.build().unwrap(), config, listener).unwrap().with_embedder(embedder);
+        let http = match config.http.address {
+            Some(address) => Some(tokio::net::TcpListener::bind(address).await.unwrap()),
+            None => None,
+        };
+        let server = Server::new(engine.build().unwrap(), config, listener).unwrap();
+        let server = server.with_embedder(embedder).with_http(http).unwrap();
         let metrics = server.metrics_address();
+        let http = server.http_address().map(|address| address.to_string());
         let address = format!("{scheme}://{}", server.address());
         let (stop, stopped) = oneshot::channel();
         let ended = tokio::spawn(server.run(async {
             let _ = stopped.await;
         }));
         let client = connect(Client::builder(&address)).connect().await.unwrap();
-        Self { address, metrics, client, stop: Some(stop), ended, _model: model }
+        Self { address, metrics, client, http, stop: Some(stop), ended, _model: model }
+    }
+
+    /// Returns `host:port` of the HTTP address.
+    pub(crate) fn http(&self) -> &str {
+        self.http.as_deref().unwrap()
     }
 
     /// Tells the server to drain; the future is ready when it has ended.
