@@ -10,7 +10,7 @@ use crate::{step, tidy};
 
 type Step = fn(&Workspace, &mut Totals) -> Result<()>;
 
-const STEPS: [(&str, Step); 9] = [
+const STEPS: [(&str, Step); 10] = [
     ("fmt", |workspace, _| step::format_check(workspace)),
     ("clippy", |workspace, _| step::clippy(workspace)),
     ("tidy", |workspace, _| tidy::run(&workspace.root)),
@@ -20,6 +20,7 @@ const STEPS: [(&str, Step); 9] = [
     ("docs", |workspace, _| step::docs(workspace)),
     ("benches once", |workspace, _| step::benches_once(workspace)),
     ("python client", step::python_tests),
+    ("mistral", step::mistral),
 ];
 
 /// Runs every step in order, stops at the first failure and prints the wall time of each step that ran.

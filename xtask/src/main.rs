@@ -38,6 +38,8 @@ enum Command {
     Test,
     /// The end-to-end tests: server and client over real sockets, then the Python client against the built server.
     E2e,
+    /// The backend on mistral.rs and the server with it: lints and tests, after 25 minutes of CPU time for its dependencies.
+    Mistral,
     /// The criterion benches, optimised; results are kept under `target/criterion`.
     Bench {
         /// Run only the benches whose name contains this text.
@@ -64,6 +66,7 @@ fn main() -> Result<()> {
         Command::E2e => {
             step::e2e_tests(&workspace, &mut totals).and_then(|()| step::python_tests(&workspace, &mut totals))
         }
+        Command::Mistral => step::mistral(&workspace, &mut totals),
         Command::Bench { filter } => step::benches(&workspace, filter.as_deref()),
         Command::BenchPeers(arguments) => peers::run(&workspace, &arguments),
         Command::Docs => step::docs(&workspace),

@@ -23,7 +23,7 @@ pub use observability::{Observability, ObservabilityOptions};
 pub use security::{Security, SecurityOptions};
 use serde::Deserialize;
 
-use crate::{KvDTypeName, QuantizationName};
+use crate::{BackendName, KvDTypeName, QuantizationName};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -47,6 +47,9 @@ pub struct Options {
     /// Model: a path, a name that `models` lists, or a hub id. Fetched if it is not cached. Default: smollm2-135m-instruct.
     #[arg(long, env = "BESPOKE_MODEL")]
     pub model: Option<String>,
+    /// Library that runs the model. Default: auto.
+    #[arg(long, env = "BESPOKE_BACKEND", value_name = "BACKEND")]
+    pub backend: Option<BackendName>,
     /// Encoder for the EmbeddingService, named as a model, such as all-minilm-l6-v2. Default: none.
     #[arg(long, env = "BESPOKE_EMBEDDING_MODEL", value_name = "MODEL")]
     pub embedding_model: Option<String>,
@@ -117,6 +120,8 @@ pub struct Options {
 pub struct Config {
     /// Reference of the model.
     pub model: String,
+    /// What runs it.
+    pub backend: BackendName,
     /// Reference of the encoder, where one is served.
     pub embedding_model: Option<String>,
     /// Where to listen.
@@ -165,6 +170,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             model: bespoke_store::DEFAULT_MODEL.to_owned(),
+            backend: BackendName::Auto,
             embedding_model: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
             port_file: None,
@@ -220,6 +226,7 @@ impl Config {
         }
         Ok(Self {
             model: options.model.unwrap_or(default.model),
+            backend: options.backend.unwrap_or(default.backend),
             embedding_model: options.embedding_model,
             listen,
             port_file: options.port_file,
@@ -251,6 +258,7 @@ impl Options {
         Self {
             config: self.config.or(other.config),
             model: self.model.or(other.model),
+            backend: self.backend.or(other.backend),
             embedding_model: self.embedding_model.or(other.embedding_model),
             listen: self.listen.or(other.listen),
             port_file: self.port_file.or(other.port_file),

@@ -45,7 +45,7 @@ const CLAUSES: [(&str, Clause); 12] = [
 /// Checks every clause.
 pub(crate) fn check(make: Make<'_>) {
     for (name, clause) in CLAUSES {
-        println!("{name}");
+        eprintln!("{name}");
         clause(make);
     }
 }
