@@ -73,17 +73,17 @@ pub(crate) fn benches(workspace: &Workspace, filter: Option<&str>) -> Result<()>
     child::run(cargo(workspace).arg("bench").args(WORKSPACE).args(["--bench", "*", "--"]).args(filter))
 }
 
-/// Lints and tests the backend on mistral.rs, and the server where it uses it.
-///
-/// One build does both: clippy compiles what it lints, and `cargo clippy` would check all dependencies anew. Nothing is
-/// optimised: the models are tiny, and the dependencies take a third of the time.
+/// Lints and tests the backend on mistral.rs, and the server where it uses it. Nothing is optimised: the models are tiny, and
+/// the dependencies build faster.
 pub(crate) fn mistral(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
     const TESTS: &str = "package(bespoke-mistral) | (package(bespoke-server) & test(mistral))";
-    let mut command = cargo(workspace);
-    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0");
-    command.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
-    // As `cargo clippy` hands on `-D warnings`.
-    command.env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
+    let unoptimised = || {
+        let mut command = cargo(workspace);
+        command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0");
+        command
+    };
+    child::run(unoptimised().arg("clippy").args(MISTRAL).args(["--all-targets", "--", "-D", "warnings"]))?;
+    let mut command = unoptimised();
     command.args(["nextest", "run"]).args(MISTRAL).args(["--filterset", TESTS]);
     counted(&mut command, Runner::Nextest, totals)
         .context("if nextest is missing: `cargo install --locked cargo-nextest`")
