@@ -9,7 +9,9 @@ use std::{
 };
 
 use bespoke_domain::{ChatTemplate, Persona, PersonaId};
-use bespoke_model::{KvCache, KvDType, LoadOptions, Model, ModelSource, Quantization, Tokenizer, Workspace};
+use bespoke_model::{
+    KvCache, KvDType, LoadOptions, Model, ModelConfig, ModelError, ModelSource, Quantization, Tokenizer, Workspace,
+};
 
 use crate::{
     Engine, EngineError, ModelInfo,
@@ -143,7 +145,13 @@ impl EngineBuilder {
         let num_threads = self.num_threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
         let options =
             LoadOptions { num_threads, context_limit: self.context_tokens_max, quantization: self.quantization };
-        let model = Model::from_source(&source, options)?;
+        // The tokenizer takes about as long as the weights and needs none of them.
+        let (model, words) = thread::scope(|scope| {
+            let words = scope.spawn(|| words(&source));
+            let model = Model::from_source(&source, options);
+            (model, words.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let (model, (tokenizer, chat)) = (model?, words?);
         if let Some(wanted) = self.quantization.dtype().filter(|&wanted| wanted != model.dtype()) {
             // As `quantize` does it: the K formats need rows of whole blocks of 256.
             tracing::warn!(%wanted, found = %model.dtype(), "rows do not fit the format: most weights got its neighbour");
@@ -151,7 +159,7 @@ impl EngineBuilder {
         let kv_dtype = self.kv_dtype.unwrap_or_else(|| model.default_kv_dtype());
         let num_blocks = self.num_blocks(&model, kv_dtype)?;
         let cache = KvCache::new(model.config(), kv_dtype, num_blocks, BLOCK_TOKENS)?;
-        let language = Arc::new(self.language(&source, &model, num_blocks)?);
+        let language = Arc::new(self.language(tokenizer, chat, model.config(), num_blocks));
         let info = ModelInfo::new(&model, &language, num_threads, num_blocks);
         let worker_parts = self.worker(model, cache, language.clone());
         start(worker_parts, language, info, self.queue_max)
@@ -181,32 +189,27 @@ impl EngineBuilder {
         if fits { Ok(num_blocks) } else { Err(wrong("kv_tokens", "needs more memory than there is")) }
     }
 
-    fn language(&self, source: &ModelSource, model: &Model, num_blocks: usize) -> Result<Language, EngineError> {
-        let tokenizer = match source.gguf() {
-            Some(gguf) => Tokenizer::from_gguf(gguf)?,
-            None => Tokenizer::from_folder(source.path())?,
-        };
-        let chat = tokenizer.chat_template().and_then(|template| {
-            let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
-            // A template that is not understood takes the chat away, not the model.
-            ChatTemplate::new(template, bos, eos, tokenizer.control_tokens())
-                .inspect_err(|error| tracing::warn!(model = %source.path().display(), %error, "no chat for this model"))
-                .ok()
-        });
-        let mut end_ids: Vec<_> = tokenizer.eos_ids().iter().chain(&model.config().eos_token_ids).copied().collect();
+    fn language(
+        &self,
+        tokenizer: Tokenizer,
+        chat: Option<ChatTemplate>,
+        config: &ModelConfig,
+        num_blocks: usize,
+    ) -> Language {
+        let mut end_ids: Vec<_> = tokenizer.eos_ids().iter().chain(&config.eos_token_ids).copied().collect();
         end_ids.sort_unstable();
         end_ids.dedup();
         // The last token of an answer is never computed, so a context of n tokens takes n in the cache at most.
-        let prompt_tokens_max = model.config().context_length.min(num_blocks * BLOCK_TOKENS) - 1;
-        Ok(Language {
+        let prompt_tokens_max = config.context_length.min(num_blocks * BLOCK_TOKENS) - 1;
+        Language {
             tokenizer,
             chat,
             end_ids,
-            vocab_size: model.config().vocab_size,
+            vocab_size: config.vocab_size,
             system_persona: self.system_persona.clone(),
             personas: self.personas.clone(),
             prompt_tokens_max,
-        })
+        }
     }
 
     fn worker(
@@ -235,6 +238,22 @@ impl EngineBuilder {
             tables: Vec::with_capacity(budget.sequences_max),
         }
     }
+}
+
+/// Reads the tokenizer of a model and its chat template.
+fn words(source: &ModelSource) -> Result<(Tokenizer, Option<ChatTemplate>), ModelError> {
+    let tokenizer = match source.gguf() {
+        Some(gguf) => Tokenizer::from_gguf(gguf)?,
+        None => Tokenizer::from_folder(source.path())?,
+    };
+    let chat = tokenizer.chat_template().and_then(|template| {
+        let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
+        // A template that is not understood takes the chat away, not the model.
+        ChatTemplate::new(template, bos, eos, tokenizer.control_tokens())
+            .inspect_err(|error| tracing::warn!(model = %source.path().display(), %error, "no chat for this model"))
+            .ok()
+    });
+    Ok((tokenizer, chat))
 }
 
 fn start(
