@@ -1,9 +1,8 @@
 //! One function per step: the exact command line that a developer could type.
 
-use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::totals::{Runner, Totals};
 use crate::workspace::Workspace;
@@ -65,39 +64,15 @@ pub(crate) fn benches(workspace: &Workspace, filter: Option<&str>) -> Result<()>
     child::run(cargo(workspace).args(["bench", "--workspace", "--bench", "*", "--"]).args(filter))
 }
 
-/// Builds `bespoke-engine` and returns its path. `--workspace --tests` selects the features that the tests were built
-/// with, so that everything but the binary is already there.
-fn engine_binary(workspace: &Workspace) -> Result<PathBuf> {
-    child::run(cargo(workspace).args(["build", "--workspace", "--tests", "--bin", "bespoke-engine"]))?;
-    let binary = workspace.target.join("debug/bespoke-engine");
-    ensure!(binary.is_file(), "cargo built no `{}`", binary.display());
-    Ok(binary)
-}
-
-/// Runs the Python client's tests against the built server.
-pub(crate) fn python_tests(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
-    let folder = workspace.root.join("clients/python");
-    let manifest = folder.join("pyproject.toml");
-    if !manifest.exists() {
-        println!("    (no `{}`: nothing to test)", manifest.display());
-        return Ok(());
-    }
-    let requirements = std::fs::read_to_string(&manifest).with_context(|| format!("read `{}`", manifest.display()))?;
-    let editable = format!("{}[test,dev]", folder.display());
-    let bin = venv::bin_dir(&workspace.cache, &requirements, &["--editable", &editable])?;
-    let binary = engine_binary(workspace)?;
-    let mut command = Command::new(bin.join("python"));
-    command.args(["-m", "pytest"]).current_dir(&folder).env("BESPOKE_ENGINE_BIN", binary);
-    counted(&mut command, Runner::Pytest, totals)
-}
-
-fn counted(command: &mut Command, runner: Runner, totals: &mut Totals) -> Result<()> {
+/// Runs tests and adds what they count.
+pub(crate) fn counted(command: &mut Command, runner: Runner, totals: &mut Totals) -> Result<()> {
     let (output, outcome) = child::run_and_keep(command)?;
     totals.add(runner, &output);
     outcome
 }
 
-fn cargo(workspace: &Workspace) -> Command {
+/// Returns cargo in the root of the clone.
+pub(crate) fn cargo(workspace: &Workspace) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(&workspace.root);
     command
