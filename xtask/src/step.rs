@@ -71,9 +71,16 @@ pub(crate) fn counted(command: &mut Command, runner: Runner, totals: &mut Totals
     outcome
 }
 
-/// Returns cargo in the root of the clone.
+/// Returns cargo in the root of the clone, without what the cargo that runs this program has said about its package: build
+/// scripts that look there would run anew, and with them half of the dependencies.
 pub(crate) fn cargo(workspace: &Workspace) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(&workspace.root);
+    let of_package = |name: &std::ffi::OsString| {
+        name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+    };
+    for name in std::env::vars_os().map(|(name, _)| name).filter(of_package) {
+        command.env_remove(name);
+    }
     command
 }
