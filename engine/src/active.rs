@@ -11,7 +11,7 @@ use crate::{EngineError, error::Stage, outlet::Outlet, sequence::Sequence};
 
 /// How long a reader may make no room before its request ends. A slow reader holds neither a place nor blocks that others
 /// need, but its tokens and events stay in memory.
-pub(crate) const STALL_MAX: Duration = Duration::from_secs(60);
+const STALL_MAX: Duration = Duration::from_secs(60);
 
 /// What the caller's thread hands to the engine's thread.
 pub(crate) struct Job {
@@ -83,7 +83,12 @@ impl Active {
         self.first_token.is_some()
     }
 
-    pub(crate) fn is_cancelled(&self) -> bool {
+    /// Whether the request ends from outside: nobody reads it any more, its deadline has come, or its reader has stalled.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.is_cancelled() || self.late(now).is_some() || self.is_stalled(now)
+    }
+
+    fn is_cancelled(&self) -> bool {
         self.outlet.is_closed()
     }
 
@@ -98,7 +103,7 @@ impl Active {
     }
 
     /// Returns the stage whose deadline has come.
-    pub(crate) fn late(&self, now: Instant) -> Option<Stage> {
+    fn late(&self, now: Instant) -> Option<Stage> {
         self.deadline.filter(|&deadline| now >= deadline)?;
         Some(match (self.admitted, self.first_token) {
             (None, _) => Stage::Queue,
@@ -108,7 +113,7 @@ impl Active {
     }
 
     /// Whether the reader has made no room for so long that the request is given up.
-    pub(crate) fn is_stalled(&self, now: Instant) -> bool {
+    fn is_stalled(&self, now: Instant) -> bool {
         self.parked_since.is_some_and(|since| now.duration_since(since) >= STALL_MAX)
     }
 
@@ -173,6 +178,16 @@ impl Active {
         }
     }
 
+    /// Sends the terminal event of a request that is over or out of time.
+    pub(crate) fn end_over(self, now: Instant) {
+        match self.late(now) {
+            _ if self.is_cancelled() => self.note_cancel(),
+            None if self.is_stalled(now) => self.fail(EngineError::Stalled(STALL_MAX)),
+            Some(stage) => self.fail(EngineError::DeadlineExceeded(stage)),
+            None => self.finish(now),
+        }
+    }
+
     /// Sends the terminal event of a request whose choices have all ended.
     pub(crate) fn finish(self, now: Instant) {
         let admitted = self.admitted.unwrap_or(now);
@@ -197,7 +212,7 @@ impl Active {
     }
 
     /// Logs that the caller has gone.
-    pub(crate) fn note_cancel(self) {
+    fn note_cancel(self) {
         let generated_tokens = self.usage.generated_tokens;
         tracing::info!(request_id = self.request_id.as_str(), generated_tokens, "cancelled");
     }

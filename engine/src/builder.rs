@@ -8,13 +8,16 @@ use std::{
     time::Instant,
 };
 
-use bespoke_domain::{ChatTemplate, Persona, PersonaId};
+use bespoke_domain::{ChatTemplate, Persona, PersonaId, TokenId};
 use bespoke_model::{
-    KvCache, KvDType, LoadOptions, Model, ModelConfig, ModelError, ModelSource, Quantization, Tokenizer, Workspace,
+    KvCache, KvDType, LoadOptions, Model, ModelError, ModelSource, Quantization, Tokenizer, Workspace,
 };
 
 use crate::{
-    Engine, EngineError, ModelInfo,
+    Backend, Engine, EngineError, ModelInfo,
+    active::Job,
+    backend::Bell,
+    backend_worker::BackendWorker,
     block_pool::BLOCK_TOKENS,
     engine::Inner,
     language::Language,
@@ -151,7 +154,7 @@ impl EngineBuilder {
             let model = Model::from_source(&source, options);
             (model, words.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        let (model, (tokenizer, chat)) = (model?, words?);
+        let (model, words) = (model?, words?);
         if let Some(wanted) = self.quantization.dtype().filter(|&wanted| wanted != model.dtype()) {
             // As `quantize` does it: the K formats need rows of whole blocks of 256.
             tracing::warn!(%wanted, found = %model.dtype(), "rows do not fit the format: most weights got its neighbour");
@@ -159,10 +162,46 @@ impl EngineBuilder {
         let kv_dtype = self.kv_dtype.unwrap_or_else(|| model.default_kv_dtype());
         let num_blocks = self.num_blocks(&model, kv_dtype)?;
         let cache = KvCache::new(model.config(), kv_dtype, num_blocks, BLOCK_TOKENS)?;
-        let language = Arc::new(self.language(tokenizer, chat, model.config(), num_blocks));
+        // The last token of an answer is never computed, so a context of n tokens takes n in the cache at most.
+        let context_tokens_max = model.config().context_length.min(num_blocks * BLOCK_TOKENS);
+        let bounds = Bounds { vocab_size: model.config().vocab_size, context_tokens_max };
+        let language = Arc::new(self.language(words, &model.config().eos_token_ids, bounds));
         let info = ModelInfo::new(&model, &language, num_threads, num_blocks);
-        let worker_parts = self.worker(model, cache, language.clone());
-        start(worker_parts, language, info, self.queue_max)
+        let worker = self.worker(model, cache, language.clone());
+        start(move |intake, status, _| worker(intake, status).run(), language, info, self.queue_max)
+    }
+
+    /// Starts an engine whose logits another library computes. Tokenizer, chat template and digest are still read from the
+    /// model's own files.
+    ///
+    /// Sequences run one at a time; there is no KV cache of ours and no prefix cache, so no token is ever a cached one.
+    ///
+    /// **Errors**: as [`EngineBuilder::build`]; [`EngineError::Option`] too for what only the native model can be told: threads,
+    /// KV cache and quantization.
+    pub fn build_on(self, backend: Box<dyn Backend>) -> Result<Engine, EngineError> {
+        self.check()?;
+        let native_only = [
+            ("num_threads", self.num_threads.is_some()),
+            ("kv_tokens", self.kv_tokens.is_some()),
+            ("kv_dtype", self.kv_dtype.is_some()),
+            ("quantization", self.quantization != Quantization::None),
+        ];
+        if let Some((option, _)) = native_only.into_iter().find(|&(_, is_set)| is_set) {
+            return Err(wrong(option, "is for the native backend alone"));
+        }
+        let path = self.model.as_ref().ok_or_else(|| wrong("model", "is not set"))?;
+        let source = ModelSource::open(path)?;
+        let facts = backend.info();
+        let context_tokens_max = self.context_tokens_max.unwrap_or(usize::MAX).min(facts.context_tokens_max);
+        check("context_tokens_max", context_tokens_max, 2, u32::MAX as usize)?;
+        let bounds = Bounds { vocab_size: facts.vocab_size, context_tokens_max };
+        let language = Arc::new(self.language(words(&source)?, &facts.end_ids, bounds));
+        let info = ModelInfo::of_backend(&source, facts, &language)?;
+        let worker_language = language.clone();
+        let run = move |intake, status, doorbell| {
+            BackendWorker::new(backend, worker_language, status, intake, Bell::new(doorbell)).run();
+        };
+        start(run, language, info, self.queue_max)
     }
 
     fn check(&self) -> Result<(), EngineError> {
@@ -189,26 +228,18 @@ impl EngineBuilder {
         if fits { Ok(num_blocks) } else { Err(wrong("kv_tokens", "needs more memory than there is")) }
     }
 
-    fn language(
-        &self,
-        tokenizer: Tokenizer,
-        chat: Option<ChatTemplate>,
-        config: &ModelConfig,
-        num_blocks: usize,
-    ) -> Language {
-        let mut end_ids: Vec<_> = tokenizer.eos_ids().iter().chain(&config.eos_token_ids).copied().collect();
+    fn language(&self, (tokenizer, chat): Words, end_ids: &[TokenId], bounds: Bounds) -> Language {
+        let mut end_ids: Vec<_> = tokenizer.eos_ids().iter().chain(end_ids).copied().collect();
         end_ids.sort_unstable();
         end_ids.dedup();
-        // The last token of an answer is never computed, so a context of n tokens takes n in the cache at most.
-        let prompt_tokens_max = config.context_length.min(num_blocks * BLOCK_TOKENS) - 1;
         Language {
             tokenizer,
             chat,
             end_ids,
-            vocab_size: config.vocab_size,
+            vocab_size: bounds.vocab_size,
             system_persona: self.system_persona.clone(),
             personas: self.personas.clone(),
-            prompt_tokens_max,
+            prompt_tokens_max: bounds.context_tokens_max - 1,
         }
     }
 
@@ -217,7 +248,7 @@ impl EngineBuilder {
         model: Model,
         cache: KvCache,
         language: Arc<Language>,
-    ) -> impl FnOnce(mpsc::Receiver<crate::active::Job>, Arc<Status>) -> Worker + Send + use<> {
+    ) -> impl FnOnce(mpsc::Receiver<Job>, Arc<Status>) -> Worker + Send + use<> {
         let step_logits_max = STEP_LOGITS.max(self.sequences_max);
         let budget =
             Budget { sequences_max: self.sequences_max, step_tokens_max: self.step_tokens_max, step_logits_max };
@@ -240,8 +271,11 @@ impl EngineBuilder {
     }
 }
 
+/// A tokenizer, and the chat template where there is one.
+type Words = (Tokenizer, Option<ChatTemplate>);
+
 /// Reads the tokenizer of a model and its chat template.
-fn words(source: &ModelSource) -> Result<(Tokenizer, Option<ChatTemplate>), ModelError> {
+fn words(source: &ModelSource) -> Result<Words, ModelError> {
     let tokenizer = match source.gguf() {
         Some(gguf) => Tokenizer::from_gguf(gguf)?,
         None => Tokenizer::from_folder(source.path())?,
@@ -256,8 +290,15 @@ fn words(source: &ModelSource) -> Result<(Tokenizer, Option<ChatTemplate>), Mode
     Ok((tokenizer, chat))
 }
 
+/// The bounds of token ids and of prompts.
+struct Bounds {
+    vocab_size: usize,
+    context_tokens_max: usize,
+}
+
+/// Starts the thread, which ends when `run` does.
 fn start(
-    worker: impl FnOnce(mpsc::Receiver<crate::active::Job>, Arc<Status>) -> Worker + Send + 'static,
+    run: impl FnOnce(mpsc::Receiver<Job>, Arc<Status>, Arc<Doorbell>) + Send + 'static,
     language: Arc<Language>,
     info: ModelInfo,
     queue_max: usize,
@@ -265,10 +306,10 @@ fn start(
     let (sender, intake) = mpsc::sync_channel(queue_max);
     let status = Arc::new(Status::default());
     let doorbell = Arc::new(Doorbell::default());
-    let thread_status = status.clone();
+    let (thread_status, thread_bell) = (status.clone(), doorbell.clone());
     let thread = thread::Builder::new()
         .name("engine".to_owned())
-        .spawn(move || worker(intake, thread_status).run())
+        .spawn(move || run(intake, thread_status, thread_bell))
         .map_err(|error| EngineError::Internal(format!("cannot start the engine's thread: {error}")))?;
     doorbell.install(thread.thread().clone());
     Ok(Engine::from_inner(Inner {

@@ -12,11 +12,11 @@ use bespoke_domain::{
     Continuation, Event, Generate, Invalid, PersonaId, PromptSpec, Request, RequestId, Score, ScoreRequest, Started,
     Template, TokenId,
 };
-use bespoke_model::{Model, Tokenizer};
+use bespoke_model::{Model, ModelSource, Tokenizer};
 use futures::StreamExt;
 
 use crate::{
-    EngineBuilder, EngineError, Generation, RenderedPrompt,
+    BackendInfo, EngineBuilder, EngineError, Generation, RenderedPrompt,
     active::Job,
     block_pool::BLOCK_TOKENS,
     language::Language,
@@ -389,6 +389,31 @@ impl ModelInfo {
             kv_tokens_max: (num_blocks * BLOCK_TOKENS) as u64,
             num_blocks: num_blocks as u32,
         }
+    }
+
+    /// Describes a model that another library runs; its KV cache is that library's own.
+    pub(crate) fn of_backend(
+        source: &ModelSource,
+        facts: BackendInfo,
+        language: &Language,
+    ) -> Result<Self, EngineError> {
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            name: source.name(),
+            digest: source.digest()?,
+            architecture: facts.architecture,
+            dtype: facts.dtype,
+            num_parameters: facts.num_parameters,
+            vocab_size: language.vocab_size as u32,
+            context_tokens_max: language.prompt_tokens_max as u32 + 1,
+            end_ids: language.end_ids.clone(),
+            has_chat_template: language.chat.is_some(),
+            default_template: language.default_template(),
+            isa: facts.runs_on,
+            num_threads: num_threads as u32,
+            kv_tokens_max: language.prompt_tokens_max as u64 + 1,
+            num_blocks: 0,
+        })
     }
 }
 

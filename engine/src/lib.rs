@@ -2,7 +2,8 @@
 //!
 //! A request's way: [`Engine::generate`] renders and tokenizes it (`language`), hands it over (`outlet`, `active`), the
 //! engine's thread (`worker`) plans steps (`scheduler`, `block_pool`), runs the model and takes tokens (`sequence`,
-//! `sampler`, `rng`, `logprob`), and the caller reads [`Event`]s from a [`Generation`].
+//! `sampler`, `rng`, `logprob`), and the caller reads [`Event`]s from a [`Generation`]. Where another library runs the model
+//! (`backend`), the thread is `backend_worker`; all else is the same.
 //!
 //! ```
 //! use bespoke_engine::{Engine, domain::{Event, Generate, Persona, PersonaSource, Request}};
@@ -31,6 +32,8 @@
 //! ```
 
 mod active;
+mod backend;
+mod backend_worker;
 mod block_pool;
 mod builder;
 mod draft;
@@ -50,6 +53,7 @@ mod sequence;
 mod status;
 mod worker;
 
+pub use backend::{Backend, BackendError, BackendInfo, Bell};
 /// The vocabulary of requests and events.
 pub use bespoke_domain as domain;
 pub use bespoke_domain::Event;

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use bespoke_domain::{Choice, Delta, FinishReason, MatchedStop, Request, Sampling, TokenId, TokenLogprob};
-use bespoke_model::Detokenizer;
+use bespoke_domain::{Choice, Delta, FinishReason, MatchedStop, Request, TokenId, TokenLogprob};
+use bespoke_model::{Detokenizer, DetokenizerOptions};
 
 use crate::{
+    active::Job,
     language::Language,
     logprob,
     rng::uniform,
@@ -31,18 +32,6 @@ pub(crate) struct Sequence {
     pub(crate) end: Option<Choice>,
 }
 
-/// What a new sequence is made of.
-pub(crate) struct SequenceParts<'a> {
-    pub(crate) choice: u32,
-    pub(crate) prompt: &'a [TokenId],
-    pub(crate) sampling: &'a Sampling,
-    pub(crate) max_new_tokens: u32,
-    pub(crate) detokenizer: Detokenizer,
-    pub(crate) stop_strings: Vec<String>,
-    pub(crate) echo: String,
-    pub(crate) seed: u64,
-}
-
 /// What a sequence needs to go on by one token.
 pub(crate) struct Advance<'a> {
     pub(crate) request: &'a Request,
@@ -54,16 +43,26 @@ pub(crate) struct Advance<'a> {
 }
 
 impl Sequence {
-    pub(crate) fn new(parts: SequenceParts<'_>) -> Self {
+    /// Makes a choice of a request; the context may leave it less room than it asks for.
+    pub(crate) fn of_job(job: &Job, choice: u32, max_new_tokens: u32, language: &Language) -> Self {
+        let at_text_start = job.prompt.len() == 1 && Some(job.prompt[0]) == language.tokenizer.bos();
+        let mut stop_strings = job.request.stop.strings.clone();
+        stop_strings.extend(job.template.stop_strings().iter().map(|&stop| stop.to_owned()));
+        let options = DetokenizerOptions {
+            skip_control: true,
+            at_text_start,
+            stop_strings: stop_strings.clone(),
+            stops_after: job.request.min_new_tokens as usize,
+        };
         Self {
-            choice: parts.choice,
+            choice,
             num_new: 0,
-            history: History::of_prompt(parts.sampling, parts.prompt, parts.max_new_tokens),
-            max_new_tokens: parts.max_new_tokens,
-            detokenizer: parts.detokenizer,
-            stop_strings: parts.stop_strings,
-            echo: parts.echo,
-            seed: parts.seed,
+            history: History::of_prompt(&job.request.sampling, &job.prompt, max_new_tokens),
+            max_new_tokens,
+            detokenizer: Detokenizer::new(&language.tokenizer, options),
+            stop_strings,
+            echo: job.echo.clone(),
+            seed: job.started.seed,
             prompt_logprobs: Vec::new(),
             last_token: None,
             end: None,

@@ -11,17 +11,17 @@ use std::{
 };
 
 use bespoke_domain::{Delta, FinishReason, TokenId};
-use bespoke_model::{Detokenizer, DetokenizerOptions, KvCache, Model, Step, StepRow, Workspace};
+use bespoke_model::{KvCache, Model, Step, StepRow, Workspace};
 
 use crate::{
     EngineError,
-    active::{Active, Job, STALL_MAX},
+    active::{Active, Job},
     block_pool::Prefix,
     draft::draft,
     language::Language,
     sampler::Sampler,
     scheduler::{Chunk, Needs, Plan, Scheduler, SequenceKey},
-    sequence::{Advance, Sequence, SequenceParts},
+    sequence::{Advance, Sequence},
     status::Status,
 };
 
@@ -108,33 +108,12 @@ impl Worker {
             priority: job.request.priority.get(),
             root: (!cache.off).then(|| Prefix::root(&cache.salt)),
         };
-        let sequences: Vec<_> = (0..job.request.n).map(|choice| self.sequence(&job, choice, max_new_tokens)).collect();
+        let sequences: Vec<_> =
+            (0..job.request.n).map(|choice| Sequence::of_job(&job, choice, max_new_tokens, &self.language)).collect();
         for sequence in &sequences {
             self.scheduler.enqueue(SequenceKey { request: id, choice: sequence.choice }, needs.clone());
         }
         self.active.insert(id, Active::new(job, sequences));
-    }
-
-    fn sequence(&self, job: &Job, choice: u32, max_new_tokens: u32) -> Sequence {
-        let at_text_start = job.prompt.len() == 1 && Some(job.prompt[0]) == self.language.tokenizer.bos();
-        let mut stop_strings = job.request.stop.strings.clone();
-        stop_strings.extend(job.template.stop_strings().iter().map(|&stop| stop.to_owned()));
-        let options = DetokenizerOptions {
-            skip_control: true,
-            at_text_start,
-            stop_strings: stop_strings.clone(),
-            stops_after: job.request.min_new_tokens as usize,
-        };
-        Sequence::new(SequenceParts {
-            choice,
-            prompt: &job.prompt,
-            sampling: &job.request.sampling,
-            max_new_tokens,
-            detokenizer: Detokenizer::new(&self.language.tokenizer, options),
-            stop_strings,
-            echo: job.echo.clone(),
-            seed: job.started.seed,
-        })
     }
 
     /// Ends requests that are cancelled, late or out of time, and parks those whose readers are slow.
@@ -142,7 +121,7 @@ impl Worker {
         let now = Instant::now();
         let mut over = Vec::new();
         for (&id, active) in &mut self.active {
-            if active.is_cancelled() || active.late(now).is_some() || active.is_stalled(now) {
+            if active.is_over(now) {
                 over.push(id);
                 continue;
             }
@@ -164,12 +143,8 @@ impl Worker {
             }
         }
         for id in over {
-            let Some(active) = self.remove(id) else { continue };
-            match active.late(now) {
-                _ if active.is_cancelled() => active.note_cancel(),
-                None if active.is_stalled(now) => active.fail(EngineError::Stalled(STALL_MAX)),
-                Some(stage) => active.fail(EngineError::DeadlineExceeded(stage)),
-                None => active.finish(now),
+            if let Some(active) = self.remove(id) {
+                active.end_over(now);
             }
         }
     }

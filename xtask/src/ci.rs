@@ -10,7 +10,7 @@ use crate::{clients, step, tidy};
 
 type Step = fn(&Workspace, &mut Totals) -> Result<()>;
 
-const STEPS: [(&str, Step); 11] = [
+const STEPS: [(&str, Step); 12] = [
     ("fmt", |workspace, _| step::format_check(workspace)),
     ("clippy", |workspace, _| step::clippy(workspace)),
     ("tidy", |workspace, _| tidy::run(&workspace.root)),
@@ -22,6 +22,7 @@ const STEPS: [(&str, Step); 11] = [
     ("python client", clients::python),
     ("unchanged clients", clients::interop),
     ("typescript client", clients::typescript),
+    ("mistral", step::mistral),
 ];
 
 /// Runs every step in order, stops at the first failure and prints the wall time of each step that ran.

@@ -25,7 +25,7 @@ impl Built {
     /// built with, so that everything but the binary is already there.
     fn new(workspace: &Workspace) -> Result<Self> {
         let what = ["--bin", "bespoke-engine", "--example", "write_tiny_model"];
-        child::run(step::cargo(workspace).args(["build", "--workspace", "--tests"]).args(what))?;
+        child::run(step::cargo(workspace).arg("build").args(step::WORKSPACE).arg("--tests").args(what))?;
         let engine = workspace.target.join("debug/bespoke-engine");
         ensure!(engine.is_file(), "cargo built no `{}`", engine.display());
         let model = workspace.target.join("tmp/tiny");

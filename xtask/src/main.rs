@@ -43,6 +43,8 @@ enum Command {
     Interop,
     /// The TypeScript client against the built server, in Node and in Chromium.
     Typescript,
+    /// The backend on mistral.rs and the server with it: lints and tests, after 25 minutes of CPU time for its dependencies.
+    Mistral,
     /// The criterion benches, optimised; results are kept under `target/criterion`.
     Bench {
         /// Run only the benches whose name contains this text.
@@ -69,6 +71,7 @@ fn main() -> Result<()> {
         Command::E2e => e2e(&workspace, &mut totals),
         Command::Interop => clients::interop(&workspace, &mut totals),
         Command::Typescript => clients::typescript(&workspace, &mut totals),
+        Command::Mistral => step::mistral(&workspace, &mut totals),
         Command::Bench { filter } => step::benches(&workspace, filter.as_deref()),
         Command::BenchPeers(arguments) => peers::run(&workspace, &arguments),
         Command::Docs => step::docs(&workspace),

@@ -11,12 +11,18 @@ use crate::{child, venv};
 /// The linter of the `.proto` files, pinned so that a new rule arrives as a commit.
 const BUF: &str = "buf-bin==1.75.0";
 
+/// All crates but the backend on mistral.rs, whose dependencies alone take 25 minutes of CPU time; [`mistral`] checks that one.
+pub(crate) const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "bespoke-mistral"];
+
+/// The backend on mistral.rs and the server with it, as one selection, so that dependencies are built with one set of features.
+const MISTRAL: [&str; 6] = ["-p", "bespoke-mistral", "-p", "bespoke-server", "--features", "bespoke-server/mistralrs"];
+
 pub(crate) fn format_check(workspace: &Workspace) -> Result<()> {
     child::run(cargo(workspace).args(["fmt", "--all", "--", "--check"])).context("`cargo fmt --all` repairs this")
 }
 
 pub(crate) fn clippy(workspace: &Workspace) -> Result<()> {
-    child::run(cargo(workspace).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    child::run(cargo(workspace).arg("clippy").args(WORKSPACE).args(["--all-targets", "--", "-D", "warnings"]))
 }
 
 pub(crate) fn proto_lint(workspace: &Workspace) -> Result<()> {
@@ -31,37 +37,55 @@ pub(crate) fn rust_tests(workspace: &Workspace, totals: &mut Totals) -> Result<(
     }
     println!("    (cargo-nextest is not installed: using `cargo test`)");
     let mut command = cargo(workspace);
-    command.args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]);
+    command.arg("test").args(WORKSPACE).args(["--lib", "--bins", "--tests", "--no-fail-fast"]);
     counted(&mut command, Runner::Libtest, totals)
 }
 
 pub(crate) fn nextest(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
-    counted(cargo(workspace).args(["nextest", "run", "--workspace"]), Runner::Nextest, totals)
+    counted(cargo(workspace).args(["nextest", "run"]).args(WORKSPACE), Runner::Nextest, totals)
         .context("if nextest is missing: `cargo install --locked cargo-nextest`")
 }
 
 /// Runs the integration tests of the two crates that speak gRPC.
 pub(crate) fn e2e_tests(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
     const E2E: &str = "kind(test) & (package(bespoke-server) | package(bespoke-client))";
-    counted(cargo(workspace).args(["nextest", "run", "--workspace", "--filterset", E2E]), Runner::Nextest, totals)
+    let mut command = cargo(workspace);
+    command.args(["nextest", "run"]).args(WORKSPACE).args(["--filterset", E2E]);
+    counted(&mut command, Runner::Nextest, totals)
         .context("if nextest is missing: `cargo install --locked cargo-nextest`")
 }
 
 pub(crate) fn doctests(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
-    counted(cargo(workspace).args(["test", "--doc", "--workspace"]), Runner::Libtest, totals)
+    counted(cargo(workspace).args(["test", "--doc"]).args(WORKSPACE), Runner::Libtest, totals)
 }
 
 pub(crate) fn docs(workspace: &Workspace) -> Result<()> {
-    child::run(cargo(workspace).args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+    child::run(cargo(workspace).arg("doc").args(WORKSPACE).arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// Runs each bench once, unoptimised: `cargo test` shares the artifacts of the tests, `cargo bench` would rebuild all.
 pub(crate) fn benches_once(workspace: &Workspace) -> Result<()> {
-    child::run(cargo(workspace).args(["test", "--workspace", "--bench", "*"]))
+    child::run(cargo(workspace).arg("test").args(WORKSPACE).args(["--bench", "*"]))
 }
 
 pub(crate) fn benches(workspace: &Workspace, filter: Option<&str>) -> Result<()> {
-    child::run(cargo(workspace).args(["bench", "--workspace", "--bench", "*", "--"]).args(filter))
+    child::run(cargo(workspace).arg("bench").args(WORKSPACE).args(["--bench", "*", "--"]).args(filter))
+}
+
+/// Lints and tests the backend on mistral.rs, and the server where it uses it.
+///
+/// One build does both: clippy compiles what it lints, and `cargo clippy` would check all dependencies anew. Nothing is
+/// optimised: the models are tiny, and the dependencies take a third of the time.
+pub(crate) fn mistral(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
+    const TESTS: &str = "package(bespoke-mistral) | (package(bespoke-server) & test(mistral))";
+    let mut command = cargo(workspace);
+    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0");
+    command.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
+    // As `cargo clippy` hands on `-D warnings`.
+    command.env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
+    command.args(["nextest", "run"]).args(MISTRAL).args(["--filterset", TESTS]);
+    counted(&mut command, Runner::Nextest, totals)
+        .context("if nextest is missing: `cargo install --locked cargo-nextest`")
 }
 
 /// Runs tests and adds what they count.

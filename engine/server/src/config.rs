@@ -23,7 +23,7 @@ pub use observability::{Observability, ObservabilityOptions};
 pub use security::{Security, SecurityOptions};
 use serde::Deserialize;
 
-use crate::{KvDTypeName, QuantizationName};
+use crate::{BackendName, KvDTypeName, QuantizationName};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -50,6 +50,9 @@ pub struct Options {
     /// Name under which the HTTP and KServe interfaces serve the model, beside its own. Default: the model's own.
     #[arg(long, env = "BESPOKE_MODEL_NAME", value_name = "NAME")]
     pub model_name: Option<String>,
+    /// Library that runs the model. Default: auto.
+    #[arg(long, env = "BESPOKE_BACKEND", value_name = "BACKEND")]
+    pub backend: Option<BackendName>,
     /// Encoder for the EmbeddingService, named as a model, such as all-minilm-l6-v2. Default: none.
     #[arg(long, env = "BESPOKE_EMBEDDING_MODEL", value_name = "MODEL")]
     pub embedding_model: Option<String>,
@@ -122,6 +125,8 @@ pub struct Config {
     pub model: String,
     /// The name under which the model is served, where it is not the model's own.
     pub model_name: Option<String>,
+    /// What runs it.
+    pub backend: BackendName,
     /// Reference of the encoder, where one is served.
     pub embedding_model: Option<String>,
     /// Where to listen.
@@ -171,6 +176,7 @@ impl Default for Config {
         Self {
             model: bespoke_store::DEFAULT_MODEL.to_owned(),
             model_name: None,
+            backend: BackendName::Auto,
             embedding_model: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
             port_file: None,
@@ -230,6 +236,7 @@ impl Config {
         Ok(Self {
             model: options.model.unwrap_or(default.model),
             model_name: options.model_name,
+            backend: options.backend.unwrap_or(default.backend),
             embedding_model: options.embedding_model,
             listen,
             port_file: options.port_file,
@@ -262,6 +269,7 @@ impl Options {
             config: self.config.or(other.config),
             model: self.model.or(other.model),
             model_name: self.model_name.or(other.model_name),
+            backend: self.backend.or(other.backend),
             embedding_model: self.embedding_model.or(other.embedding_model),
             listen: self.listen.or(other.listen),
             port_file: self.port_file.or(other.port_file),

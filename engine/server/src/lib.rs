@@ -6,6 +6,7 @@
 
 mod allowance;
 mod app;
+mod backend;
 mod bench;
 mod call;
 mod config;
@@ -33,6 +34,7 @@ mod traces;
 mod try_prompt;
 mod watched;
 
+pub use backend::BackendName;
 pub use bench::{Bench, bench};
 pub use config::{
     Config, ConnectionLimits, Http, HttpOptions, LimitOptions, LogFormat, Observability, ObservabilityOptions, Options,

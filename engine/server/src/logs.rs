@@ -33,9 +33,9 @@ pub struct Logs(Arc<AtomicU64>);
 ///
 /// **Errors**: directives that are wrong, a system without a thread to spare.
 pub fn start_logs(format: LogFormat, filter: &str) -> anyhow::Result<Logs> {
-    // The tokenizer's own traces quote the text.
-    let filter = EnvFilter::try_new(format!("{filter},tokenizers=off"))
-        .with_context(|| format!("log_filter `{filter}` is wrong"))?;
+    // The tokenizer's own traces quote the text. mistral.rs says much at every start; what comes later in the list wins.
+    let directives = format!("mistralrs_core=error,mistralrs_quant=error,{filter},tokenizers=off");
+    let filter = EnvFilter::try_new(directives).with_context(|| format!("log_filter `{filter}` is wrong"))?;
     let (lines, num_waiting) = lines(io::stderr())?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || lines.clone());
     // An error of the log cannot be logged, and standard error may be what is broken.

@@ -78,7 +78,6 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
 fn load(config: &Config) -> anyhow::Result<Engine> {
     let path = Store::open(None)?.pull(&config.model, &TerminalProgress::new())?;
     let mut builder = Engine::builder()
-        .model(path)
         .sequences_max(config.sequences_max)
         .queue_max(config.queue_max)
         .step_tokens_max(config.step_tokens_max)
@@ -99,7 +98,7 @@ fn load(config: &Config) -> anyhow::Result<Engine> {
     if let Some(persona) = &config.system_persona {
         builder = builder.system_persona(persona.clone());
     }
-    Ok(builder.build()?)
+    config.backend.build(builder, &path)
 }
 
 fn load_embedder(config: &Config) -> anyhow::Result<Option<Embedder>> {

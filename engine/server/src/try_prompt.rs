@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use futures::StreamExt;
 use serde_json::json;
 
-use crate::{KvDTypeName, QuantizationName};
+use crate::{BackendName, KvDTypeName, QuantizationName};
 
 /// Arguments of `try`.
 #[derive(Args, Debug)]
@@ -25,6 +25,9 @@ pub struct Try {
     /// Model: a path, a name that `models` lists, or a hub id. Fetched on first use.
     #[arg(long, env = "BESPOKE_MODEL", default_value = bespoke_store::DEFAULT_MODEL)]
     pub model: String,
+    /// Library that runs the model.
+    #[arg(long, env = "BESPOKE_BACKEND", value_name = "BACKEND", default_value = "auto")]
+    pub backend: BackendName,
     /// How prompt and persona become text. Default: chat where the model has a chat template, else paper.
     #[arg(long, value_name = "TEMPLATE")]
     pub template: Option<TemplateName>,
@@ -78,14 +81,14 @@ impl From<TemplateName> for Template {
 pub fn try_prompt(arguments: &Try) -> anyhow::Result<()> {
     let request = request(arguments)?;
     let path = Store::open(None)?.pull(&arguments.model, &TerminalProgress::new())?;
-    let mut builder = Engine::builder().model(path).sequences_max(1).quantization(arguments.quantization.into());
+    let mut builder = Engine::builder().sequences_max(1).quantization(arguments.quantization.into());
     if let Some(kv_dtype) = arguments.kv_dtype.into() {
         builder = builder.kv_dtype(kv_dtype);
     }
     if let Some(num_threads) = arguments.num_threads {
         builder = builder.num_threads(num_threads);
     }
-    let engine = builder.build()?;
+    let engine = arguments.backend.build(builder, &path)?;
     let mut generation = engine.generate(request)?;
     let mut answer = Answer::default();
     while let Some(event) = futures::executor::block_on(generation.next()) {

@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic")]
 
+mod backend;
+mod contract;
 mod embedder;
 mod equivalence;
 mod lifecycle;
+mod loaned;
 mod reference;
 mod support;

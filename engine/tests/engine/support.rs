@@ -15,11 +15,18 @@ pub(crate) struct Tiny {
     _folder: TinyModelDir,
 }
 
+impl Tiny {
+    /// Takes an engine and the folder of its model.
+    pub(crate) fn new(engine: Engine, folder: TinyModelDir) -> Self {
+        Self { engine, _folder: folder }
+    }
+}
+
 /// Builds an engine on the default tiny model.
 pub(crate) fn tiny(configure: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Tiny {
     let folder = TinyModel::default().write_hf().unwrap();
     let builder = Engine::builder().model(folder.path()).num_threads(1);
-    Tiny { engine: configure(builder).build().unwrap(), _folder: folder }
+    Tiny::new(configure(builder).build().unwrap(), folder)
 }
 
 /// Builds an engine for one sequence on a model that takes milliseconds for a token, so that a reader is always faster.
@@ -27,7 +34,7 @@ pub(crate) fn slow() -> Tiny {
     let folder = TinyModel { num_layers: 16, hidden_size: 256, intermediate_size: 512, ..TinyModel::default() };
     let folder = folder.write_hf().unwrap();
     let builder = Engine::builder().model(folder.path()).num_threads(1).sequences_max(1);
-    Tiny { engine: builder.build().unwrap(), _folder: folder }
+    Tiny::new(builder.build().unwrap(), folder)
 }
 
 /// A request for `tokens` greedy tokens that nothing ends early.

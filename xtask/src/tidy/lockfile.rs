@@ -14,18 +14,20 @@ pub(super) fn check(lockfile: &str, table: &str) -> Vec<Violation> {
             continue;
         }
         let report = |message: String| Violation::new(DUPLICATE_VERSIONS, number, message);
-        let Some((name, reason)) = line.split_once(':').map(|(name, reason)| (name.trim(), reason.trim())) else {
+        let Some((names, reason)) = line.split_once(':').map(|(names, reason)| (names.trim(), reason.trim())) else {
             violations.push(report(format!("`{line}` is not `name: reason`")));
             continue;
         };
         if reason.is_empty() {
-            violations.push(report(format!("`{name}` has no reason")));
+            violations.push(report(format!("`{names}` has no reason")));
         }
-        if !duplicates.contains_key(name) {
-            violations.push(report(format!("`{name}` has one version now: remove its line")));
-        }
-        if !excused.insert(name) {
-            violations.push(report(format!("`{name}` stands here twice")));
+        for name in names.split(',').map(str::trim) {
+            if !duplicates.contains_key(name) {
+                violations.push(report(format!("`{name}` has one version now: remove it")));
+            }
+            if !excused.insert(name) {
+                violations.push(report(format!("`{name}` stands here twice")));
+            }
         }
     }
     for (name, (line, versions)) in duplicates.iter().filter(|(name, _)| !excused.contains(*name)) {
@@ -67,6 +69,7 @@ mod tests {
         assert_eq!(violations[0].to_string(), "Cargo.lock:4: `syn` in versions 2.0.1, 3.0.1: unify, or give a reason");
         assert!(check(LOCKFILE, "# comment\n\nsyn: serde moved first\n").is_empty());
         assert_eq!(check(LOCKFILE, "syn:\n").len(), 1);
+        assert_eq!(check(LOCKFILE, "syn, toml: moved first\n").len(), 1, "one reason for several, each looked at");
     }
 
     #[test]

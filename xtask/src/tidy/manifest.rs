@@ -15,6 +15,7 @@ const DOMAIN: &str = "bespoke-domain";
 const KERNELS: &str = "bespoke-kernels";
 const MODEL: &str = "bespoke-model";
 const ENGINE: &str = "bespoke-engine";
+const MISTRAL: &str = "bespoke-mistral";
 const STORE: &str = "bespoke-store";
 const PROTO: &str = "bespoke-proto";
 const CLIENT: &str = "bespoke-client";
@@ -22,15 +23,16 @@ const SERVER: &str = "bespoke-server";
 /// Only a development dependency, of whoever needs it.
 const TESTKIT: &str = "bespoke-testkit";
 
-const ARROWS: [Arrow; 13] = [
+const ARROWS: [Arrow; 14] = [
     Arrow { from: DOMAIN, to: &[], never: &["tonic", "tokio", "candle"] },
     Arrow { from: KERNELS, to: &[], never: &["tonic", "tokio", "candle"] },
     Arrow { from: MODEL, to: &[DOMAIN, KERNELS], never: &["tonic", "tokio"] },
     Arrow { from: ENGINE, to: &[DOMAIN, MODEL], never: &["tonic", "candle"] },
+    Arrow { from: MISTRAL, to: &[DOMAIN, MODEL, ENGINE], never: &["tonic"] },
     Arrow { from: STORE, to: &[], never: &["tonic", "tokio", "candle"] },
     Arrow { from: PROTO, to: &[DOMAIN], never: &["candle"] },
     Arrow { from: CLIENT, to: &[DOMAIN, PROTO], never: &["candle"] },
-    Arrow { from: SERVER, to: &[DOMAIN, KERNELS, MODEL, ENGINE, STORE, PROTO], never: &["candle"] },
+    Arrow { from: SERVER, to: &[DOMAIN, KERNELS, MODEL, ENGINE, MISTRAL, STORE, PROTO], never: &["candle"] },
     Arrow { from: TESTKIT, to: &[DOMAIN, KERNELS, MODEL, ENGINE, STORE, PROTO, CLIENT, SERVER], never: &["candle"] },
     Arrow { from: "bespoke-trainer", to: &[DOMAIN, KERNELS, MODEL, STORE], never: &["tonic"] },
     Arrow { from: "bespoke-evaluator", to: &[DOMAIN, PROTO, CLIENT], never: &["candle"] },

@@ -12,6 +12,8 @@ mod faults;
 mod http_call;
 mod malformed;
 mod measures;
+#[cfg(feature = "mistralrs")]
+mod mistral;
 mod observation;
 mod openai;
 mod operations;

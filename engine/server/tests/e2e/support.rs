@@ -74,17 +74,31 @@ impl Running {
         configure: impl FnOnce(&mut Config),
         connect: impl FnOnce(Builder) -> Builder,
     ) -> Self {
+        Self::over(model, configure, connect, |config| {
+            let mut engine = Engine::builder()
+                .model(path)
+                .num_threads(1)
+                .sequences_max(config.sequences_max)
+                .queue_max(config.queue_max)
+                .personas(config.personas.clone());
+            if let Some(persona) = &config.system_persona {
+                engine = engine.system_persona(persona.clone());
+            }
+            engine.build().unwrap()
+        })
+        .await
+    }
+
+    /// Starts a server on an engine.
+    pub(crate) async fn over(
+        model: Option<TinyModelDir>,
+        configure: impl FnOnce(&mut Config),
+        connect: impl FnOnce(Builder) -> Builder,
+        engine: impl FnOnce(&Config) -> Engine,
+    ) -> Self {
         let mut config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::default() };
         configure(&mut config);
-        let mut engine = Engine::builder()
-            .model(path)
-            .num_threads(1)
-            .sequences_max(config.sequences_max)
-            .queue_max(config.queue_max)
-            .personas(config.personas.clone());
-        if let Some(persona) = &config.system_persona {
-            engine = engine.system_persona(persona.clone());
-        }
+        let engine = engine(&config);
         let scheme = if config.security.tls.is_some() { "https" } else { "http" };
         let listener = tokio::net::TcpListener::bind(config.listen).await.unwrap();
         let embedder = config.embedding_model.is_some().then(|| {
@@ -95,7 +109,7 @@ impl Running {
             Some(address) => Some(tokio::net::TcpListener::bind(address).await.unwrap()),
             None => None,
         };
-        let server = Server::new(engine.build().unwrap(), config, listener).unwrap();
+        let server = Server::new(engine, config, listener).unwrap();
         let server = server.with_embedder(embedder).with_http(http).unwrap();
         let metrics = server.metrics_address();
         let http = server.http_address().map(|address| address.to_string());
