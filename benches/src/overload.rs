@@ -28,7 +28,10 @@ pub struct OverloadOptions {
     /// Address of the server. Give it a queue that is short: what waits is accepted.
     #[arg(long, value_name = "URI", default_value = "http://127.0.0.1:50051")]
     pub target: String,
-    /// Seconds at capacity, and again as many beyond it.
+    /// Seconds at capacity.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub capacity_seconds: u64,
+    /// Seconds beyond it.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub seconds: u64,
     /// How many times its capacity the server is asked for.
@@ -98,13 +101,14 @@ pub async fn overload(options: &OverloadOptions) -> anyhow::Result<OverloadRepor
     while clients.len() * STREAMS_PER_CONNECTION < num_places * 2 {
         clients.push(connect(options).await?);
     }
-    let time = Duration::from_secs(options.seconds);
     let begun = Instant::now();
-    let outcomes = closed(options, &clients, num_places, begun + time).await;
+    let until = begun + Duration::from_secs(options.capacity_seconds);
+    let outcomes = closed(options, &clients, num_places, until).await;
     let capacity = Phase::new(&outcomes, begun.elapsed());
     ensure!(capacity.num_finished > 0, "the server answers nothing: {:?}", capacity.failures);
     let begun = Instant::now();
-    let outcomes = open(options, &clients, capacity.finished_per_s * options.factor, begun + time).await;
+    let until = begun + Duration::from_secs(options.seconds);
+    let outcomes = open(options, &clients, capacity.finished_per_s * options.factor, until).await;
     let overload = Phase::new(&outcomes, begun.elapsed());
     Ok(OverloadReport {
         options: options.clone(),

@@ -142,7 +142,7 @@ async fn a_soak_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn beyond_capacity_the_rest_is_refused_at_once() {
     let target = ours(2).await;
-    let options = OverloadOptions { target, seconds: 1, factor: 4.0, new_tokens: 30, seed: 1 };
+    let options = OverloadOptions { target, capacity_seconds: 1, seconds: 1, factor: 4.0, new_tokens: 30, seed: 1 };
     let report = overload(&options).await.unwrap();
     assert!(report.capacity.num_finished > 0 && report.overload.num_finished > 0, "{report:?}");
     assert!(report.capacity.failures.is_empty() && report.overload.failures.is_empty(), "{report:?}");

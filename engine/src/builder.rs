@@ -9,7 +9,9 @@ use std::{
 };
 
 use bespoke_domain::{ChatTemplate, Persona, PersonaId, TokenId};
-use bespoke_model::{KvCache, KvDType, LoadOptions, Model, ModelSource, Quantization, Tokenizer, Workspace};
+use bespoke_model::{
+    KvCache, KvDType, LoadOptions, Model, ModelError, ModelSource, Quantization, Tokenizer, Workspace,
+};
 
 use crate::{
     Backend, Engine, EngineError, ModelInfo,
@@ -146,7 +148,13 @@ impl EngineBuilder {
         let num_threads = self.num_threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
         let options =
             LoadOptions { num_threads, context_limit: self.context_tokens_max, quantization: self.quantization };
-        let model = Model::from_source(&source, options)?;
+        // The tokenizer takes about as long as the weights and needs none of them.
+        let (model, words) = thread::scope(|scope| {
+            let words = scope.spawn(|| words(&source));
+            let model = Model::from_source(&source, options);
+            (model, words.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let (model, words) = (model?, words?);
         if let Some(wanted) = self.quantization.dtype().filter(|&wanted| wanted != model.dtype()) {
             // As `quantize` does it: the K formats need rows of whole blocks of 256.
             tracing::warn!(%wanted, found = %model.dtype(), "rows do not fit the format: most weights got its neighbour");
@@ -157,7 +165,7 @@ impl EngineBuilder {
         // The last token of an answer is never computed, so a context of n tokens takes n in the cache at most.
         let context_tokens_max = model.config().context_length.min(num_blocks * BLOCK_TOKENS);
         let bounds = Bounds { vocab_size: model.config().vocab_size, context_tokens_max };
-        let language = Arc::new(self.language(&source, &model.config().eos_token_ids, bounds)?);
+        let language = Arc::new(self.language(words, &model.config().eos_token_ids, bounds));
         let info = ModelInfo::new(&model, &language, num_threads, num_blocks);
         let worker = self.worker(model, cache, language.clone());
         start(move |intake, status, _| worker(intake, status).run(), language, info, self.queue_max)
@@ -187,7 +195,7 @@ impl EngineBuilder {
         let context_tokens_max = self.context_tokens_max.unwrap_or(usize::MAX).min(facts.context_tokens_max);
         check("context_tokens_max", context_tokens_max, 2, u32::MAX as usize)?;
         let bounds = Bounds { vocab_size: facts.vocab_size, context_tokens_max };
-        let language = Arc::new(self.language(&source, &facts.end_ids, bounds)?);
+        let language = Arc::new(self.language(words(&source)?, &facts.end_ids, bounds));
         let info = ModelInfo::of_backend(&source, facts, &language)?;
         let worker_language = language.clone();
         let run = move |intake, status, doorbell| {
@@ -220,22 +228,11 @@ impl EngineBuilder {
         if fits { Ok(num_blocks) } else { Err(wrong("kv_tokens", "needs more memory than there is")) }
     }
 
-    fn language(&self, source: &ModelSource, end_ids: &[TokenId], bounds: Bounds) -> Result<Language, EngineError> {
-        let tokenizer = match source.gguf() {
-            Some(gguf) => Tokenizer::from_gguf(gguf)?,
-            None => Tokenizer::from_folder(source.path())?,
-        };
-        let chat = tokenizer.chat_template().and_then(|template| {
-            let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
-            // A template that is not understood takes the chat away, not the model.
-            ChatTemplate::new(template, bos, eos, tokenizer.control_tokens())
-                .inspect_err(|error| tracing::warn!(model = %source.path().display(), %error, "no chat for this model"))
-                .ok()
-        });
+    fn language(&self, (tokenizer, chat): Words, end_ids: &[TokenId], bounds: Bounds) -> Language {
         let mut end_ids: Vec<_> = tokenizer.eos_ids().iter().chain(end_ids).copied().collect();
         end_ids.sort_unstable();
         end_ids.dedup();
-        Ok(Language {
+        Language {
             tokenizer,
             chat,
             end_ids,
@@ -243,7 +240,7 @@ impl EngineBuilder {
             system_persona: self.system_persona.clone(),
             personas: self.personas.clone(),
             prompt_tokens_max: bounds.context_tokens_max - 1,
-        })
+        }
     }
 
     fn worker(
@@ -272,6 +269,25 @@ impl EngineBuilder {
             tables: Vec::with_capacity(budget.sequences_max),
         }
     }
+}
+
+/// A tokenizer, and the chat template where there is one.
+type Words = (Tokenizer, Option<ChatTemplate>);
+
+/// Reads the tokenizer of a model and its chat template.
+fn words(source: &ModelSource) -> Result<Words, ModelError> {
+    let tokenizer = match source.gguf() {
+        Some(gguf) => Tokenizer::from_gguf(gguf)?,
+        None => Tokenizer::from_folder(source.path())?,
+    };
+    let chat = tokenizer.chat_template().and_then(|template| {
+        let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
+        // A template that is not understood takes the chat away, not the model.
+        ChatTemplate::new(template, bos, eos, tokenizer.control_tokens())
+            .inspect_err(|error| tracing::warn!(model = %source.path().display(), %error, "no chat for this model"))
+            .ok()
+    });
+    Ok((tokenizer, chat))
 }
 
 /// The bounds of token ids and of prompts.

@@ -140,10 +140,10 @@ impl Case {
         })
     }
 
-    /// Returns the generation for our engine.
-    pub(crate) fn request(&self, has_chat_template: bool) -> anyhow::Result<Request> {
+    /// Returns the generation for our engine from [`Case::spec`].
+    pub(crate) fn request(&self, spec: PromptSpec) -> anyhow::Result<Request> {
         let settings = &self.settings;
-        let mut generate = Generate::new(self.spec(has_chat_template)?);
+        let mut generate = Generate::new(spec);
         generate.max_new_tokens = settings.max_new_tokens;
         generate.min_new_tokens = settings.min_new_tokens;
         generate.stop = Stop { strings: settings.stop.clone(), ..Stop::default() };

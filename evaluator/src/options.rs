@@ -34,6 +34,10 @@ pub(crate) struct ModelOptions {
     /// Tokens a minute, at most, prompts and longest answers together, estimated. Default: no limit.
     #[arg(long, value_name = "N")]
     pub(crate) tokens_per_minute: Option<u64>,
+    /// Let the engine compute each prompt anew instead of sharing what prompts have in common, as for a timing without it.
+    /// Our engine only.
+    #[arg(long)]
+    pub(crate) no_prefix_cache: bool,
     /// Seconds that one request may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
     pub(crate) timeout_s: f64,
@@ -66,6 +70,8 @@ impl ModelOptions {
     /// **Errors**: the option that is out of its range.
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(self.concurrency >= 1, "`--concurrency` is 0, must be at least 1");
+        let is_engine = self.provider == ProviderName::Engine;
+        ensure!(is_engine || !self.no_prefix_cache, "`--no-prefix-cache` is of `--provider engine` only");
         ensure!(self.timeout_s > 0.0 && self.timeout_s.is_finite(), "`--timeout-s` must be above 0");
         ensure!((0.0..=100.0).contains(&self.temperature), "`--temperature` must be in 0..=100");
         ensure!(self.price_input >= 0.0 && self.price_output >= 0.0, "prices must not be below 0");
@@ -80,6 +86,7 @@ impl ModelOptions {
             provider: self.provider,
             base_url: self.base_url.clone(),
             model: self.model.clone(),
+            no_prefix_cache: self.no_prefix_cache,
             timeout: Duration::from_secs_f64(self.timeout_s),
         }
     }

@@ -51,6 +51,8 @@ pub(crate) struct Endpoint {
     pub(crate) base_url: Option<String>,
     /// Not needed for our engine, which serves one model.
     pub(crate) model: Option<String>,
+    /// Our engine only: prompts share nothing.
+    pub(crate) no_prefix_cache: bool,
     pub(crate) timeout: Duration,
 }
 

@@ -97,8 +97,8 @@ impl Base {
         let frequencies = config.inverse_frequencies(weights.rope_divisors.as_deref());
         let rope = Rope::new(RopeStyle::Half, &frequencies, config.context_length, 1.0);
         let layers = weights.layers.into_iter().map(|layer| base_layer(layer, weights.rope_style, config.head_dim));
-        let (mut layers, mut embeddings): (Vec<_>, _) = (layers.collect(), weights.embeddings);
-        let mut untied = (!config.tie_embeddings).then(|| plain(&weights.output).clone());
+        let (mut layers, mut embeddings): (Vec<_>, _) = (layers.collect(), plain(&weights.embeddings).clone());
+        let mut untied = (!config.tie_embeddings).then(|| plain(&weights.output.weight).clone());
         let linears = layers.iter_mut().flat_map(|layer| Target::ALL.into_iter().zip(&mut layer.linears));
         let linears = linears.map(|(target, linear)| (target.name(), &mut linear.weight));
         let others = [("embed_tokens", &mut embeddings)].into_iter().chain(untied.as_mut().map(|w| ("lm_head", w)));
@@ -156,8 +156,8 @@ fn encode<'a>(
 }
 
 /// The matrix of a model that was only opened.
-pub(crate) fn plain(linear: &Linear) -> &Matrix {
-    match &linear.weight {
+pub(crate) fn plain(weight: &Weight) -> &Matrix {
+    match weight {
         Weight::Plain(matrix) => matrix,
         Weight::Packed(_) => unreachable!("invariant: weights are packed only when a serving model is built"),
     }
@@ -170,7 +170,7 @@ pub(crate) fn hugging_face_order(
     style: RopeStyle,
     head_dim: usize,
 ) -> (Matrix, Option<Vec<f32>>) {
-    let matrix = plain(linear);
+    let matrix = plain(&linear.weight);
     if style == RopeStyle::Half || !matches!(target, Target::Q | Target::K) {
         return (matrix.clone(), linear.bias.clone());
     }

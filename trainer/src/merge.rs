@@ -137,9 +137,9 @@ fn tensors<'a>(
         let shape = vec![matrix.rows(), matrix.cols()];
         all.insert(name, Merged { matrix, change, shape, dtype });
     };
-    matrix("model.embed_tokens.weight".to_owned(), Cow::Borrowed(&weights.embeddings), None);
+    matrix("model.embed_tokens.weight".to_owned(), Cow::Borrowed(plain(&weights.embeddings)), None);
     if !config.tie_embeddings {
-        matrix("lm_head.weight".to_owned(), Cow::Borrowed(plain(&weights.output)), None);
+        matrix("lm_head.weight".to_owned(), Cow::Borrowed(plain(&weights.output.weight)), None);
     }
     let mut vectors = vec![("model.norm.weight".to_owned(), weights.final_norm.clone())];
     for (layer, stored) in weights.layers.iter().enumerate() {

@@ -6,11 +6,11 @@ use anyhow::{Context, Result};
 
 use crate::totals::Totals;
 use crate::workspace::Workspace;
-use crate::{step, tidy};
+use crate::{clients, step, tidy};
 
 type Step = fn(&Workspace, &mut Totals) -> Result<()>;
 
-const STEPS: [(&str, Step); 10] = [
+const STEPS: [(&str, Step); 12] = [
     ("fmt", |workspace, _| step::format_check(workspace)),
     ("clippy", |workspace, _| step::clippy(workspace)),
     ("tidy", |workspace, _| tidy::run(&workspace.root)),
@@ -19,7 +19,9 @@ const STEPS: [(&str, Step); 10] = [
     ("doctests", step::doctests),
     ("docs", |workspace, _| step::docs(workspace)),
     ("benches once", |workspace, _| step::benches_once(workspace)),
-    ("python client", step::python_tests),
+    ("python client", clients::python),
+    ("unchanged clients", clients::interop),
+    ("typescript client", clients::typescript),
     ("mistral", step::mistral),
 ];
 
@@ -44,7 +46,7 @@ pub(crate) fn run(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
 }
 
 fn time_table(times: &[(&str, Duration)]) -> String {
-    let row = |name: &str, time: Duration| format!("{name:<16}{:>9.1} s\n", time.as_secs_f64());
+    let row = |name: &str, time: Duration| format!("{name:<18}{:>9.1} s\n", time.as_secs_f64());
     let mut table: String = times.iter().map(|(name, time)| row(name, *time)).collect();
     table.push_str(&row("total", times.iter().map(|(_, time)| *time).sum()));
     table
@@ -57,6 +59,9 @@ mod tests {
     #[test]
     fn time_table_has_a_row_per_step_and_a_total() {
         let table = time_table(&[("fmt", Duration::from_millis(1500)), ("tidy", Duration::from_millis(500))]);
-        assert_eq!(table, "fmt                   1.5 s\ntidy                  0.5 s\ntotal                 2.0 s\n");
+        assert_eq!(
+            table,
+            "fmt                     1.5 s\ntidy                    0.5 s\ntotal                   2.0 s\n"
+        );
     }
 }

@@ -7,6 +7,7 @@
 
 mod child;
 mod ci;
+mod clients;
 mod peers;
 mod step;
 mod tidy;
@@ -36,8 +37,12 @@ enum Command {
     Tidy,
     /// All Rust tests: nextest (plain `cargo test` where it is not installed), then the doctests.
     Test,
-    /// The end-to-end tests: server and client over real sockets, then the Python client against the built server.
+    /// The end-to-end tests: server and client over real sockets, then all other clients against the built server.
     E2e,
+    /// Clients that others wrote (openai, tritonclient, grpcio-health-checking) against the built server.
+    Interop,
+    /// The TypeScript client against the built server, in Node and in Chromium.
+    Typescript,
     /// The backend on mistral.rs and the server with it: lints and tests, after 25 minutes of CPU time for its dependencies.
     Mistral,
     /// The criterion benches, optimised; results are kept under `target/criterion`.
@@ -63,9 +68,9 @@ fn main() -> Result<()> {
         Command::Test => {
             step::rust_tests(&workspace, &mut totals).and_then(|()| step::doctests(&workspace, &mut totals))
         }
-        Command::E2e => {
-            step::e2e_tests(&workspace, &mut totals).and_then(|()| step::python_tests(&workspace, &mut totals))
-        }
+        Command::E2e => e2e(&workspace, &mut totals),
+        Command::Interop => clients::interop(&workspace, &mut totals),
+        Command::Typescript => clients::typescript(&workspace, &mut totals),
         Command::Mistral => step::mistral(&workspace, &mut totals),
         Command::Bench { filter } => step::benches(&workspace, filter.as_deref()),
         Command::BenchPeers(arguments) => peers::run(&workspace, &arguments),
@@ -81,6 +86,13 @@ fn main() -> Result<()> {
     }
     if outcome.is_err() {
         std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn e2e(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
+    for step in [step::e2e_tests, clients::python, clients::interop, clients::typescript] {
+        step(workspace, totals)?;
     }
     Ok(())
 }

@@ -1,9 +1,8 @@
 //! One function per step: the exact command line that a developer could type.
 
-use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::totals::{Runner, Totals};
 use crate::workspace::Workspace;
@@ -13,7 +12,7 @@ use crate::{child, venv};
 const BUF: &str = "buf-bin==1.75.0";
 
 /// All crates but the backend on mistral.rs, whose dependencies alone take 25 minutes of CPU time; [`mistral`] checks that one.
-const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "bespoke-mistral"];
+pub(crate) const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "bespoke-mistral"];
 
 /// The backend on mistral.rs and the server with it, as one selection, so that dependencies are built with one set of features.
 const MISTRAL: [&str; 6] = ["-p", "bespoke-mistral", "-p", "bespoke-server", "--features", "bespoke-server/mistralrs"];
@@ -89,40 +88,23 @@ pub(crate) fn mistral(workspace: &Workspace, totals: &mut Totals) -> Result<()> 
         .context("if nextest is missing: `cargo install --locked cargo-nextest`")
 }
 
-/// Builds `bespoke-engine` and returns its path. `--workspace --tests` selects the features that the tests were built
-/// with, so that everything but the binary is already there.
-fn engine_binary(workspace: &Workspace) -> Result<PathBuf> {
-    child::run(cargo(workspace).arg("build").args(WORKSPACE).args(["--tests", "--bin", "bespoke-engine"]))?;
-    let binary = workspace.target.join("debug/bespoke-engine");
-    ensure!(binary.is_file(), "cargo built no `{}`", binary.display());
-    Ok(binary)
-}
-
-/// Runs the Python client's tests against the built server.
-pub(crate) fn python_tests(workspace: &Workspace, totals: &mut Totals) -> Result<()> {
-    let folder = workspace.root.join("clients/python");
-    let manifest = folder.join("pyproject.toml");
-    if !manifest.exists() {
-        println!("    (no `{}`: nothing to test)", manifest.display());
-        return Ok(());
-    }
-    let requirements = std::fs::read_to_string(&manifest).with_context(|| format!("read `{}`", manifest.display()))?;
-    let editable = format!("{}[test,dev]", folder.display());
-    let bin = venv::bin_dir(&workspace.cache, &requirements, &["--editable", &editable])?;
-    let binary = engine_binary(workspace)?;
-    let mut command = Command::new(bin.join("python"));
-    command.args(["-m", "pytest"]).current_dir(&folder).env("BESPOKE_ENGINE_BIN", binary);
-    counted(&mut command, Runner::Pytest, totals)
-}
-
-fn counted(command: &mut Command, runner: Runner, totals: &mut Totals) -> Result<()> {
+/// Runs tests and adds what they count.
+pub(crate) fn counted(command: &mut Command, runner: Runner, totals: &mut Totals) -> Result<()> {
     let (output, outcome) = child::run_and_keep(command)?;
     totals.add(runner, &output);
     outcome
 }
 
-fn cargo(workspace: &Workspace) -> Command {
+/// Returns cargo in the root of the clone, without what the cargo that runs this program has said about its package: build
+/// scripts that look there would run anew, and with them half of the dependencies.
+pub(crate) fn cargo(workspace: &Workspace) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(&workspace.root);
+    let of_package = |name: &std::ffi::OsString| {
+        name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+    };
+    for name in std::env::vars_os().map(|(name, _)| name).filter(of_package) {
+        command.env_remove(name);
+    }
     command
 }

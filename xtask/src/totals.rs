@@ -11,6 +11,8 @@ pub(crate) enum Runner {
     Libtest,
     /// One `=== 5 passed, 1 skipped in 0.12s ===` at the end.
     Pytest,
+    /// Lines `# pass 5`, `# fail 0`, `# cancelled 0` and others at the end, in TAP.
+    Node,
 }
 
 /// Tests that passed and tests that did not.
@@ -23,15 +25,30 @@ pub(crate) struct Totals {
 impl Totals {
     /// Adds what `output` says in the words of `runner`; output without a closing line adds nothing.
     pub(crate) fn add(&mut self, runner: Runner, output: &str) {
+        if matches!(runner, Runner::Node) {
+            return self.add_node(output);
+        }
         let mut closing_lines = output.lines().map(str::trim).filter_map(|line| closing_counts(runner, line));
         let counted: Vec<&str> = match runner {
             Runner::Libtest => closing_lines.collect(),
             // The runner's own line is the last: an earlier one is the captured output of a failed test.
-            Runner::Nextest | Runner::Pytest => closing_lines.next_back().into_iter().collect(),
+            _ => closing_lines.next_back().into_iter().collect(),
         };
         for line in counted {
             self.add_counts(line);
         }
+    }
+
+    /// Adds the last count of each kind: an earlier one is the output of a test.
+    fn add_node(&mut self, output: &str) {
+        let last = |kind: &str| {
+            let count =
+                |line: &str| line.strip_prefix("# ")?.strip_prefix(kind)?.strip_prefix(' ')?.parse::<u64>().ok();
+            output.lines().rev().find_map(count).unwrap_or(0)
+        };
+        self.num_passed += last("pass");
+        // A test whose suite cannot be set up is `cancelled`.
+        self.num_failed += last("fail") + last("cancelled");
     }
 
     fn add_counts(&mut self, counts: &str) {
@@ -63,6 +80,7 @@ fn closing_counts(runner: Runner, line: &str) -> Option<&str> {
             let (counts, time) = line.trim_matches('=').trim().rsplit_once(" in ")?;
             time.starts_with(|c: char| c.is_ascii_digit()).then_some(counts)
         }
+        Runner::Node => None,
     }
 }
 
@@ -102,6 +120,14 @@ mod tests {
         assert_eq!(totals_of(Runner::Pytest, "=== 1 failed, 3 passed, 1 skipped in 0.12s ===\n"), (3, 1));
         assert_eq!(totals_of(Runner::Pytest, "4 passed, 2 errors in 1.5s\n"), (4, 2));
         assert_eq!(totals_of(Runner::Pytest, "=== 2 passed in 63.0s (0:01:03) ===\n"), (2, 0));
+    }
+
+    #[test]
+    fn node_counts_what_failed_and_what_could_not_run() {
+        let output = "# pass 99\n    # fail 7\n1..9\n# tests 25\n# suites 3\n# pass 6\n# fail 1\n# cancelled 19\n\
+                      # skipped 0\n# todo 0\n# duration_ms 15946.0\n";
+        assert_eq!(totals_of(Runner::Node, output), (6, 20));
+        assert_eq!(totals_of(Runner::Node, "npm error Missing script\n"), (0, 0));
     }
 
     #[test]

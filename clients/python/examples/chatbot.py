@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
+from types import MappingProxyType
 
 import bespoke
 
@@ -37,7 +39,8 @@ class Chatbot:
         said = ""
         with self._client.stream(messages=turns, persona=persona, max_new_tokens=400, timeout=120) as events:
             for event in events:
-                if isinstance(event, bespoke.Delta):
+                # Text that may yet become a stop string is held back: such a delta has none.
+                if isinstance(event, bespoke.Delta) and event.text:
                     said += event.text
                     yield event.text
         self._keep(conversation, [*turns, bespoke.Message("assistant", said)])
@@ -66,14 +69,17 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404 if self.path != "/chat" else 413)
         try:
             asked = json.loads(self.rfile.read(length))
-            pieces = self.chatbot.answer(asked["conversation"], asked.get("persona"), asked["text"])
+            conversation, text, persona = (asked.get(name) for name in ("conversation", "text", "persona"))
+            if not isinstance(conversation, str) or not isinstance(text, str):
+                raise TypeError("conversation and text are texts")
+            pieces = self.chatbot.answer(conversation, persona, text)
             first = next(pieces, "")
-        except (ValueError, KeyError, TypeError, bespoke.InvalidArgument) as error:
-            return self.send_error(400, str(error))
+        except (ValueError, AttributeError, TypeError, bespoke.InvalidArgument) as error:
+            return self._refuse(400, str(error))
         except (bespoke.ResourceExhausted, bespoke.Unavailable) as error:
-            self.send_response(503)
-            self.send_header("retry-after", str(round(error.retry_after or 1)))
-            return self.end_headers()
+            return self._refuse(503, error.message, {"retry-after": str(math.ceil(error.retry_after or 1))})
+        except bespoke.BespokeError as error:
+            return self._refuse(502, error.message)
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
@@ -88,6 +94,13 @@ class Handler(BaseHTTPRequestHandler):
             # The person has gone: closing the pieces cancels the answer in the engine.
             pieces.close()
         return None
+
+    def _refuse(self, status: int, message: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.send_response(status)
+        for name, value in {"content-type": "text/plain; charset=utf-8", **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(message.encode())
 
     def _send(self, piece: str) -> None:
         self.wfile.write(f"data: {json.dumps(piece)}\n\n".encode())

@@ -5,29 +5,46 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 
 import bespoke
-from bespoke import AsyncClient, Client, Delta, cli
+from bespoke import AsyncClient, Client, Delta, Finished, cli
 from fake_server import Context, FakeServer, Response, abort, whole_stream
 
 
 class Flaky:
-    """Answers UNAVAILABLE so many times."""
+    """Answers UNAVAILABLE so many times, and says when to try again where it is told to."""
 
-    def __init__(self, num_failures: int) -> None:
-        self.num_calls = 0
+    def __init__(self, num_failures: int, retry_after: float | None = None) -> None:
+        self.times: list[float] = []
         self._num_failures = num_failures
+        self._details = []
+        if retry_after is not None:
+            info = error_details_pb2.RetryInfo()
+            info.retry_delay.FromNanoseconds(round(retry_after * 1e9))
+            self._details.append(info)
+
+    @property
+    def num_calls(self) -> int:
+        return len(self.times)
+
+    @property
+    def waits(self) -> list[float]:
+        """The seconds between one call and the next."""
+        return [later - earlier for earlier, later in zip(self.times, self.times[1:])]
 
     def call(self, context: Context) -> None:
-        self.num_calls += 1
+        self.times.append(time.monotonic())
         if self.num_calls <= self._num_failures:
-            abort(context, grpc.StatusCode.UNAVAILABLE, "starting")
+            abort(context, grpc.StatusCode.UNAVAILABLE, "starting", *self._details)
 
     def stream(self, context: Context) -> Iterator[Response]:
         self.call(context)
@@ -59,6 +76,44 @@ def test_a_stream_that_has_begun_is_not_tried_again(server: FakeServer, client: 
     assert len(server.requests) == 1
 
 
+def test_the_server_says_how_long_to_wait(server: FakeServer, client: Client) -> None:
+    # Longer than the backoff of both retries together.
+    flaky = Flaky(2, retry_after=0.7)
+    server.on_call = flaky.call
+    assert client.generate("Hi").text == "Hello"
+    assert flaky.num_calls == 3
+    assert min(flaky.waits) >= 0.7
+    server.on_stream = Flaky(1, retry_after=0.7).stream
+    begun = time.monotonic()
+    assert isinstance(list(client.stream("Hi"))[-1], Finished)
+    assert time.monotonic() - begun >= 0.7
+
+
+def test_a_wait_past_the_deadline_is_not_begun(server: FakeServer, client: Client) -> None:
+    flaky = Flaky(10, retry_after=60)
+    server.on_call = flaky.call
+    server.on_stream = flaky.stream
+    begun = time.monotonic()
+    with pytest.raises(bespoke.Unavailable) as caught:
+        client.generate("Hi", timeout=30)
+    assert caught.value.retry_after == 60
+    with pytest.raises(bespoke.Unavailable):
+        list(client.stream("Hi", timeout=30))
+    assert flaky.num_calls == 2
+    assert time.monotonic() - begun < 20
+
+
+def test_closing_a_stream_ends_its_wait(server: FakeServer, client: Client) -> None:
+    flaky = Flaky(10, retry_after=60)
+    server.on_stream = flaky.stream
+    events = client.stream("Hi")
+    closer = threading.Timer(0.3, events.close)
+    closer.start()
+    assert list(events) == []
+    closer.join()
+    assert flaky.num_calls == 1
+
+
 def test_retries_are_bounded_and_can_be_off(server: FakeServer) -> None:
     for retries in (0, 1):
         flaky = Flaky(10)
@@ -76,15 +131,32 @@ def test_other_errors_are_not_tried_again(server: FakeServer, client: Client) ->
 
 
 def test_asyncio_tries_again(server: FakeServer) -> None:
-    flaky = Flaky(1)
-    server.on_call = flaky.call
+    call, stream = Flaky(1, retry_after=0.5), Flaky(1, retry_after=0.5)
+    server.on_call = call.call
+    server.on_stream = stream.stream
 
-    async def body() -> str:
+    async def body() -> tuple[str, str]:
         async with AsyncClient(server.target) as client:
-            return (await client.generate("Hi")).text
+            streamed = [event.text async for event in client.stream("Hi") if isinstance(event, Delta)]
+            return (await client.generate("Hi")).text, "".join(streamed)
 
-    assert asyncio.run(body()) == "Hello"
-    assert flaky.num_calls == 2
+    assert asyncio.run(body()) == ("Hello", "Hello")
+    assert min(call.waits + stream.waits) >= 0.5
+    assert (call.num_calls, stream.num_calls) == (2, 2)
+
+
+def test_closing_an_asyncio_stream_ends_its_wait(server: FakeServer) -> None:
+    flaky = Flaky(10, retry_after=60)
+    server.on_stream = flaky.stream
+
+    async def body() -> None:
+        async with AsyncClient(server.target) as client:
+            events = client.stream("Hi")
+            asyncio.get_running_loop().call_later(0.3, events.close)
+            assert [event async for event in events] == []
+
+    asyncio.run(body())
+    assert flaky.num_calls == 1
 
 
 def test_the_token_is_sent_with_every_call(server: FakeServer) -> None:

@@ -139,16 +139,16 @@ def test_unknown_persona_is_not_found(real_client: Client) -> None:
 
 
 def test_cancel_in_mid_stream_frees_the_server(real_client: Client) -> None:
-    with real_client.stream("", **LONG) as events:
+    with real_client.stream("Once", **LONG) as events:
         assert any(isinstance(event, Delta) for event in events)
     wait_until_idle(real_client)
 
 
 def test_deadline(real_client: Client) -> None:
     with pytest.raises(bespoke.DeadlineExceeded):
-        list(real_client.stream("", timeout=0.01, **LONG))
+        list(real_client.stream("Once", timeout=0.01, **LONG))
     with pytest.raises(bespoke.DeadlineExceeded):
-        real_client.generate("", timeout=0.01, **LONG)
+        real_client.generate("Once", timeout=0.01, **LONG)
     wait_until_idle(real_client)
 
 
@@ -169,7 +169,7 @@ def test_command_line(real_server: RealServer, golden: Golden) -> None:
 
 def test_sigterm_drains_and_exits_0(own_server: RealServer) -> None:
     with Client(own_server.target) as client:
-        events = client.stream("", template="none", max_new_tokens=60, ignore_end=True, timeout=60)
+        events = client.stream("Once", template="none", max_new_tokens=60, ignore_end=True, timeout=60)
         assert isinstance(next(events), Started)
         own_server.process.send_signal(signal.SIGTERM)
         assert isinstance(list(events)[-1], Finished)

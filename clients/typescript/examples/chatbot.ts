@@ -30,7 +30,8 @@ async function* answer({ conversation, text, persona }: Asked, signal: AbortSign
   const request = { messages: turns, maxNewTokens: 400, ...(persona === undefined ? {} : { persona }) };
   let said = "";
   for await (const event of client.stream(request, { signal, timeoutMs: 120_000 })) {
-    if (event.type !== "delta") continue;
+    // Text that may yet become a stop string is held back: such a delta has none.
+    if (event.type !== "delta" || event.text === "") continue;
     said += event.text;
     yield event.text;
   }
@@ -65,14 +66,25 @@ async function chat(request: IncomingMessage, response: ServerResponse): Promise
     for await (const piece of pieces) send(piece);
     send({}, "done");
   } catch (error) {
-    const busy = error instanceof BespokeError && ["ResourceExhausted", "Unavailable"].includes(error.code);
     const message = error instanceof Error ? error.message : String(error);
     if (response.headersSent) send(message, "error");
-    else if (busy) response.writeHead(503, { "retry-after": String(Math.ceil((error.retryAfterMs ?? 1000) / 1000)) });
-    else response.writeHead(error instanceof BespokeError ? 502 : 400).write(message);
+    else response.writeHead(status(error), headers(error)).write(message);
   } finally {
     response.end();
   }
+}
+
+/** What the chatbot's own caller is told: it is wrong, the engine is busy, or the engine has failed. */
+function status(error: unknown): number {
+  if (!(error instanceof BespokeError) || error.code === "InvalidArgument") return 400;
+  return ["ResourceExhausted", "Unavailable"].includes(error.code) ? 503 : 502;
+}
+
+function headers(error: unknown): Record<string, string> {
+  const plain = { "content-type": "text/plain; charset=utf-8" };
+  if (status(error) !== 503) return plain;
+  const afterMs = (error instanceof BespokeError && error.retryAfterMs) || 1000;
+  return { ...plain, "retry-after": String(Math.ceil(afterMs / 1000)) };
 }
 
 const server = createServer((request, response) => {

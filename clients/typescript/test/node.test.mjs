@@ -23,7 +23,7 @@ describe("Node", { skip }, () => {
   let server;
   let client;
   before(async () => {
-    server = await Server.start("--queue-max", "1");
+    server = await Server.start();
     client = createClient({ address: server.grpc });
   });
   after(() => server?.stop());
@@ -90,16 +90,21 @@ describe("Node", { skip }, () => {
   });
 
   test("a full queue says when to try again", async () => {
-    const held = [client.stream({ ...LONG, requestId: "a" }), client.stream({ ...LONG, requestId: "b" })];
-    await Promise.all(held.map((stream) => stream.next()));
-    const waits = client.stream(LONG).next();
-    await until(async () => (await client.serverInfo()).load.numWaiting === 1);
-    const full = await failure(client.generate(LONG));
-    assert.equal(full.code, "ResourceExhausted");
-    assert.equal(full.reason, "QUEUE_FULL");
-    assert.ok(full.retryAfterMs > 0);
-    for (const stream of held) await stream.return();
-    await waits;
+    // One answer at a time and one that waits: of eight long ones that are asked at once, the others are refused.
+    const narrow = await Server.start("--queue-max", "1", "--sequences-max", "1");
+    const stop = new AbortController();
+    try {
+      const asking = createClient({ address: narrow.grpc });
+      const asked = Array.from({ length: 8 }, () => failure(asking.generate({ ...LONG, n: 1 }, { signal: stop.signal })));
+      const full = await Promise.race(asked);
+      assert.equal(full.code, "ResourceExhausted");
+      assert.equal(full.reason, "QUEUE_FULL");
+      assert.ok(full.retryAfterMs > 0);
+      stop.abort();
+      await Promise.allSettled(asked);
+    } finally {
+      await narrow.stop();
+    }
   });
 
   test("a server that is not there is unavailable", async () => {

@@ -75,6 +75,43 @@ describe("playground", { skip: skipBrowser }, () => {
     assert.equal(await page.isDisabled("#run"), false);
   });
 
+  test("answers are painted as they come, however fast", async () => {
+    // Faster than any model here: each card gets 2,000 tokens a second from a stream of its own.
+    await page.evaluate(() => {
+      const [tokensPerTick, ticks, tickMs] = [8, 250, 4];
+      const event = (data) => new TextEncoder().encode(`data: ${data}\n\n`);
+      const stream = () =>
+        new ReadableStream({
+          start(controller) {
+            let tick = 0;
+            const timer = setInterval(() => {
+              const chunk = JSON.stringify({ choices: [{ delta: { content: "word " } }] });
+              for (let token = 0; token < tokensPerTick; token++) controller.enqueue(event(chunk));
+              tick += 1;
+              if (tick < ticks) return;
+              clearInterval(timer);
+              controller.enqueue(event("[DONE]"));
+              controller.close();
+            }, tickMs);
+          },
+        });
+      window.fetch = async () => new Response(stream());
+      window.painted = new Set();
+      const answer = document.querySelector(".card .answer");
+      const look = () => {
+        window.painted.add(answer.textContent.length);
+        requestAnimationFrame(look);
+      };
+      look();
+    });
+    await ask(2000);
+    await all("done");
+    const lengths = await page.$$eval(".answer", (answers) => answers.map((answer) => answer.textContent.length));
+    assert.deepEqual(lengths, [10_000, 10_000, 10_000]);
+    const painted = await page.evaluate(() => window.painted.size);
+    assert.ok(painted >= 10, `painted ${painted} times`);
+  });
+
   test("the keyboard alone is enough", async () => {
     await page.focus("#prompt");
     await page.keyboard.type("Why?");

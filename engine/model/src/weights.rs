@@ -17,7 +17,7 @@ pub use weight::Weight;
 #[derive(Debug, Clone)]
 pub struct Weights {
     /// **Shapes**: `(V, D)`.
-    pub embeddings: Matrix,
+    pub embeddings: Weight,
     /// The layers, first to last.
     pub layers: Vec<LayerWeights>,
     /// Weight of the norm before the output. **Shapes**: `(D)`.
@@ -91,7 +91,7 @@ impl Weights {
             false => loader.matrix(names.output(), [vocab_size, hidden_size], Role::Vocabulary)?,
         };
         Ok(Weights {
-            embeddings,
+            embeddings: Weight::Plain(embeddings),
             layers: (0..config.num_layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?,
             final_norm: loader.vector(names.final_norm(), hidden_size)?,
             output: Linear { weight: Weight::Plain(output), bias: None },

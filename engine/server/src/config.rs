@@ -47,6 +47,9 @@ pub struct Options {
     /// Model: a path, a name that `models` lists, or a hub id. Fetched if it is not cached. Default: smollm2-135m-instruct.
     #[arg(long, env = "BESPOKE_MODEL")]
     pub model: Option<String>,
+    /// Name under which the HTTP and KServe interfaces serve the model, beside its own. Default: the model's own.
+    #[arg(long, env = "BESPOKE_MODEL_NAME", value_name = "NAME")]
+    pub model_name: Option<String>,
     /// Library that runs the model. Default: auto.
     #[arg(long, env = "BESPOKE_BACKEND", value_name = "BACKEND")]
     pub backend: Option<BackendName>,
@@ -120,6 +123,8 @@ pub struct Options {
 pub struct Config {
     /// Reference of the model.
     pub model: String,
+    /// The name under which the model is served, where it is not the model's own.
+    pub model_name: Option<String>,
     /// What runs it.
     pub backend: BackendName,
     /// Reference of the encoder, where one is served.
@@ -170,6 +175,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             model: bespoke_store::DEFAULT_MODEL.to_owned(),
+            model_name: None,
             backend: BackendName::Auto,
             embedding_model: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
@@ -209,6 +215,9 @@ impl Config {
     fn checked(options: Options) -> anyhow::Result<Self> {
         let default = Self::default();
         let message_bytes_max = options.message_bytes_max.unwrap_or(default.message_bytes_max);
+        if options.model_name.as_deref().is_some_and(|name| name.trim().is_empty()) {
+            bail!("model_name is empty");
+        }
         if !(1024..=1 << 30).contains(&message_bytes_max) {
             bail!("message_bytes_max is {message_bytes_max}, must be 1024..=1073741824");
         }
@@ -226,6 +235,7 @@ impl Config {
         }
         Ok(Self {
             model: options.model.unwrap_or(default.model),
+            model_name: options.model_name,
             backend: options.backend.unwrap_or(default.backend),
             embedding_model: options.embedding_model,
             listen,
@@ -258,6 +268,7 @@ impl Options {
         Self {
             config: self.config.or(other.config),
             model: self.model.or(other.model),
+            model_name: self.model_name.or(other.model_name),
             backend: self.backend.or(other.backend),
             embedding_model: self.embedding_model.or(other.embedding_model),
             listen: self.listen.or(other.listen),
@@ -339,6 +350,7 @@ mod tests {
         assert!(error("listne = \"x\"").contains("unknown field `listne`"));
         assert!(error("\nlisten = \"nowhere\"").contains("line 2"));
         assert!(error("grace_s = 9999").contains("grace_s"));
+        assert!(error("model_name = \" \"").contains("model_name"));
         assert!(error("message_bytes_max = 1").contains("message_bytes_max"));
         assert!(error("[limits]\nhandshake_timeout_s = 0").contains("handshake_timeout_s"));
         assert!(error("listen = \"0.0.0.0:1\"").contains("allow_unauthenticated"));

@@ -90,7 +90,7 @@ async fn answer(services: Services, form: Form, request: Request) -> Result<Resp
     models::check_name(&services, delivery.model.as_deref())?;
     let form = AnswerForm {
         form,
-        model: models::served_name(&services).to_owned(),
+        model: services.model_name().to_owned(),
         logprobs: generate.logprobs,
         n: generate.n,
         created: unix_seconds(),

@@ -72,6 +72,16 @@ impl Services {
         Self { engine, embedder, config, calls: OpenCalls::default(), workers: Arc::new(Semaphore::new(WORKERS)) }
     }
 
+    /// Returns the name of the model in the interfaces that name one.
+    pub(crate) fn model_name(&self) -> &str {
+        self.config.model_name.as_deref().unwrap_or(&self.engine.model_info().name)
+    }
+
+    /// Whether a name is the model's: the configured one, its own, or the reference that the server was started with.
+    pub(crate) fn is_model(&self, name: &str) -> bool {
+        name == self.model_name() || name == self.engine.model_info().name || name == self.config.model
+    }
+
     pub(crate) fn calls(&self) -> OpenCalls {
         self.calls.clone()
     }

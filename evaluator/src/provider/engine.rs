@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use bespoke_client::{Client, ClientError, Code, Continuation, EmbedRequest, FinishReason, Priority, ScoreRequest};
+use bespoke_client::{
+    Client, ClientError, Code, Continuation, EmbedRequest, FinishReason, Priority, PromptSpec, ScoreRequest,
+};
 
 use super::{Endpoint, Identity, ProviderName};
 use crate::{
@@ -21,6 +23,7 @@ pub(crate) struct EngineProvider {
     client: Client,
     identity: Identity,
     has_chat_template: bool,
+    no_prefix_cache: bool,
 }
 
 impl EngineProvider {
@@ -43,7 +46,8 @@ impl EngineProvider {
         let name = model.name.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let name = name.trim_end_matches(".gguf").to_owned();
         let identity = Identity { provider: ProviderName::Engine, model: name, model_digest: Some(model.digest) };
-        Ok(Self { client, identity, has_chat_template: model.has_chat_template })
+        let (has_chat_template, no_prefix_cache) = (model.has_chat_template, endpoint.no_prefix_cache);
+        Ok(Self { client, identity, has_chat_template, no_prefix_cache })
     }
 
     pub(crate) fn identity(&self) -> Identity {
@@ -51,7 +55,7 @@ impl EngineProvider {
     }
 
     pub(crate) async fn complete(&self, case: &Case) -> Result<Completion, CallError> {
-        let request = case.request(self.has_chat_template).map_err(rejected)?;
+        let request = case.request(self.spec(case)?).map_err(rejected)?;
         let generated = self.client.generate(&request).await.map_err(failure)?;
         let choice = generated.choices.into_iter().next();
         let choice = choice.ok_or_else(|| CallError::transient("the engine sent no choice"))?;
@@ -71,11 +75,12 @@ impl EngineProvider {
 
     pub(crate) async fn score(&self, case: &Case, options: &[String]) -> Result<Completion, CallError> {
         let mut completion = Completion { finish: Finish::Scored, ..Completion::default() };
+        let spec = self.spec(case)?;
         for option in options {
             // One after the other, so that the second finds the prompt in the prefix cache.
             let request = ScoreRequest {
                 request_id: None,
-                spec: case.spec(self.has_chat_template).map_err(rejected)?,
+                spec: spec.clone(),
                 continuation: Continuation::Text(option.clone()),
                 top: 0,
                 priority: Priority::default(),
@@ -85,6 +90,12 @@ impl EngineProvider {
             completion.logprobs.push(score.total_logprob);
         }
         Ok(completion)
+    }
+
+    fn spec(&self, case: &Case) -> Result<PromptSpec, CallError> {
+        let mut spec = case.spec(self.has_chat_template).map_err(rejected)?;
+        spec.prefix_cache.off = self.no_prefix_cache;
+        Ok(spec)
     }
 
     pub(crate) async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, CallError> {

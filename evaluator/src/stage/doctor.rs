@@ -59,7 +59,8 @@ pub(crate) async fn doctor(arguments: &Doctor) -> Result<()> {
             println!("{name}: not asked; name a model with --{name}-model");
             continue;
         }
-        let endpoint = Endpoint { provider, base_url: base_url.clone(), model: model.clone(), timeout: TIMEOUT };
+        let (base_url, model) = (base_url.clone(), model.clone());
+        let endpoint = Endpoint { provider, base_url, model, no_prefix_cache: false, timeout: TIMEOUT };
         match ask(&endpoint, &keys).await {
             Ok(said) => println!("{name}: {said}"),
             Err(error) => {

@@ -66,6 +66,27 @@ fn from_pairs_to_a_report() {
     }
 }
 
+#[test]
+fn without_the_prefix_cache_nothing_is_shared_and_the_answers_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let engine = RunningEngine::start();
+    let pairs = write_pairs(dir, 3);
+    let infer = |out: &str, more: &[&str]| {
+        let model = ["infer", "--data", &pairs, "--base-url", &engine.url, "--max-new-tokens", "12", "--out", out];
+        succeeds(dir, &[&model, more].concat());
+        let answers = rows(dir, out).into_iter().map(|row| row["persona"].clone());
+        (answers.collect::<Vec<_>>(), engine.engine.totals().cached_tokens)
+    };
+    let (uncached, num_cached) = infer("uncached", &["--no-prefix-cache"]);
+    assert_eq!(num_cached, 0);
+    let (cached, num_cached) = infer("cached", &[]);
+    assert_eq!(cached, uncached);
+    assert!(num_cached > 0, "the prompts begin alike");
+    let error = fails(dir, &["infer", "--data", &pairs, "--provider", "openai", "--model", "m", "--no-prefix-cache"]);
+    assert!(error.contains("--no-prefix-cache") && error.contains("--provider engine"), "{error}");
+}
+
 #[track_caller]
 fn answers_are_generated(dir: &std::path::Path, stage: &dyn Fn(&[&str]) -> String, pairs: &str) {
     for (out, inference) in [("g/with", "gold-chosen"), ("g/without", "none")] {

@@ -80,6 +80,7 @@ pub(crate) fn read_json(path: PathBuf) -> Value {
 /// An engine in this process; it serves until the test ends.
 pub(crate) struct RunningEngine {
     pub(crate) url: String,
+    pub(crate) engine: Engine,
     _runtime: tokio::runtime::Runtime,
     _model: TinyModelDir,
 }
@@ -88,17 +89,18 @@ impl RunningEngine {
     pub(crate) fn start() -> Self {
         let model = TinyModel { context_length: 4096, ..TinyModel::default() }.write_hf().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let engine = Engine::builder().model(model.path()).num_threads(1).build().unwrap();
+        let served = engine.clone();
         let url = runtime.block_on(async {
             let config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::default() };
-            let engine = Engine::builder().model(model.path()).num_threads(1).build().unwrap();
             let listener = tokio::net::TcpListener::bind(config.listen).await.unwrap();
             let encoder = TinyEncoder::default().write().unwrap();
             let embedder = Embedder::load(encoder.path(), 1, 8).unwrap();
-            let server = Server::new(engine, config, listener).unwrap().with_embedder(Some(embedder));
+            let server = Server::new(served, config, listener).unwrap().with_embedder(Some(embedder));
             let url = format!("http://{}", server.address());
             tokio::spawn(server.run(std::future::pending()));
             url
         });
-        Self { url, _runtime: runtime, _model: model }
+        Self { url, engine, _runtime: runtime, _model: model }
     }
 }

@@ -1,39 +1,35 @@
-"""What both clients share: how they connect, prove who they are, and try again."""
+"""What both clients share: how they connect and prove who they are."""
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 import grpc
 
+from bespoke._attempts import RETRIES_MAX
 from bespoke.options import ConnectOptions
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
 # How long `wait_ready` rests before it asks again a server that ended its watch.
 REWATCH_SECONDS = 0.05
-# gRPC makes at most five attempts of a call.
-RETRIES_MAX = 4
-# A server that drains is replaced, and one that restarts is back, within seconds: 0.2 + 0.4 + 0.8 + 1.6 s, each time a
-# random share of it. gRPC tries again only before the first message of an answer.
-_RETRY_POLICY = {
-    "initialBackoff": "0.2s",
-    "maxBackoff": "2s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
-_SERVICES = ("GenerationService", "TokenizerService", "ModelService", "EmbeddingService")
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    # The server bounds what it sends; prompt log-probabilities of a long prompt pass gRPC's default of 4 MiB.
+    ("grpc.max_receive_message_length", -1),
+    # A server that has just been started is found soon. gRPC's default is 1 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+]
 # Targets that never leave this machine.
 _LOCAL = ("127.", "localhost", "[::1]", "unix:")
 
 
 class Connection(NamedTuple):
-    """What a channel is made of, and the metadata of each call on it."""
+    """What a channel is made of, the metadata of each call on it, and how often a call is tried again."""
 
     credentials: grpc.ChannelCredentials | None
     channel_options: list[tuple[str, Any]]
     metadata: tuple[tuple[str, str], ...]
+    retries: int
 
 
 def connection(target: str, options: ConnectOptions) -> Connection:
@@ -47,7 +43,7 @@ def connection(target: str, options: ConnectOptions) -> Connection:
     if token and credentials is None and not target.startswith(_LOCAL):
         raise ValueError("a `token` is only sent over TLS or to this machine: set `tls`")
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    return Connection(credentials, _channel_options(options.get("retries")), metadata)
+    return Connection(credentials, _CHANNEL_OPTIONS, metadata, _retries(options.get("retries")))
 
 
 def _credentials(options: ConnectOptions) -> grpc.ChannelCredentials | None:
@@ -65,18 +61,8 @@ def _credentials(options: ConnectOptions) -> grpc.ChannelCredentials | None:
     return grpc.ssl_channel_credentials(root_certificates=roots, private_key=key, certificate_chain=chain)
 
 
-def _channel_options(retries: int | None) -> list[tuple[str, Any]]:
-    retries = RETRIES_MAX if retries is None else retries
+def _retries(given: int | None) -> int:
+    retries = RETRIES_MAX if given is None else given
     if not 0 <= retries <= RETRIES_MAX:
         raise ValueError(f"`retries` is {retries}, must be 0 to {RETRIES_MAX}")
-    options: list[tuple[str, Any]] = [
-        # The server bounds what it sends; prompt log-probabilities of a long prompt pass gRPC's default of 4 MiB.
-        ("grpc.max_receive_message_length", -1),
-        # A server that has just been started is found soon. gRPC's default is 1 s.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-    ]
-    if retries == 0:
-        return [*options, ("grpc.enable_retries", 0)]
-    names = [{"service": f"bespoke.v1.{service}"} for service in _SERVICES]
-    config = {"methodConfig": [{"name": names, "retryPolicy": {"maxAttempts": retries + 1, **_RETRY_POLICY}}]}
-    return [*options, ("grpc.service_config", json.dumps(config))]
+    return retries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -12,6 +13,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bespoke import _requests, _responses, errors
+from bespoke._attempts import Attempts
 from bespoke._channel import DEFAULT_TARGET, REWATCH_SECONDS, connection
 from bespoke._generated.v1 import (
     embedding_pb2_grpc,
@@ -46,7 +48,7 @@ class AsyncClient:
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, **options: Unpack[ConnectOptions]) -> None:
-        credentials, channel_options, self._metadata = connection(target, options)
+        credentials, channel_options, self._metadata, self._retries = connection(target, options)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options=channel_options)
         else:
@@ -69,7 +71,11 @@ class AsyncClient:
     ) -> AsyncEventStream:
         """Starts a generation and returns its events; leaving the stream early cancels it."""
         request = _requests.generate_stream(prompt, options)
-        return AsyncEventStream(self._generation.GenerateStream(request, timeout=timeout, metadata=self._metadata))
+
+        def start(timeout: float | None) -> Any:  # noqa: ANN401 (the stubs have no types)
+            return self._generation.GenerateStream(request, timeout=timeout, metadata=self._metadata)
+
+        return AsyncEventStream(start, Attempts(self._retries, timeout))
 
     async def score(
         self,
@@ -122,7 +128,9 @@ class AsyncClient:
 
     async def health(self, *, timeout: float | None = None) -> HealthStatus:
         """Returns what the server's health service says."""
-        return _responses.health(await self._call(self._health.Check, health_pb2.HealthCheckRequest(), timeout))
+        return _responses.health(
+            await self._call(self._health.Check, health_pb2.HealthCheckRequest(), timeout, retries=0)
+        )
 
     async def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until the server serves. Raises DeadlineExceeded after `timeout` seconds; None waits for ever."""
@@ -160,11 +168,23 @@ class AsyncClient:
             watch.cancel()
         return False
 
-    async def _call(self, method: Callable[..., Any], request: _Message, timeout: float | None) -> Any:  # noqa: ANN401
-        try:
-            return await method(request, timeout=timeout, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_status(cast("errors.RpcStatus", error)) from error
+    async def _call(
+        self,
+        method: Callable[..., Any],
+        request: _Message,
+        timeout: float | None,
+        retries: int | None = None,
+    ) -> Any:  # noqa: ANN401
+        attempts = Attempts(self._retries if retries is None else retries, timeout)
+        while True:
+            try:
+                return await method(request, timeout=attempts.timeout(), metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                failure = errors.from_status(cast("errors.RpcStatus", error))
+                delay = attempts.delay(failure)
+                if delay is None:
+                    raise failure from error
+            await asyncio.sleep(delay)
 
 
 class AsyncEventStream(AsyncIterator[Event]):
@@ -174,30 +194,44 @@ class AsyncEventStream(AsyncIterator[Event]):
     does) cancel what is left of the call, and so does cancelling the task that awaits the next event.
     """
 
-    def __init__(self, call: Any) -> None:  # noqa: ANN401 (the stubs have no types)
-        self._call = call
-        self._is_closed = False
+    def __init__(self, start: Callable[[float | None], Any], attempts: Attempts) -> None:
+        self._call: Any = None
+        self._closed = asyncio.Event()
+        self._start = start
+        self._attempts = attempts
+        self._has_begun = False
+        self._call = start(attempts.timeout())
 
     async def __anext__(self) -> Event:
-        if self._is_closed:
-            raise StopAsyncIteration
-        try:
-            while (message := await self._call.read()) is not grpc.aio.EOF:
-                event = _responses.event(message)
-                if event is not None:
-                    return event
-        except grpc.aio.AioRpcError as error:
-            raise errors.from_status(cast("errors.RpcStatus", error)) from error
-        except asyncio.CancelledError:
-            # `close()` by another task ends the stream; the cancellation of this task goes on up.
-            if not self._is_closed:
-                raise
+        while not self._closed.is_set():
+            try:
+                while (message := await self._call.read()) is not grpc.aio.EOF:
+                    self._has_begun = True
+                    event = _responses.event(message)
+                    if event is not None:
+                        return event
+                break
+            except grpc.aio.AioRpcError as error:
+                failure = errors.from_status(cast("errors.RpcStatus", error))
+                delay = None if self._has_begun else self._attempts.delay(failure)
+                if delay is None:
+                    raise failure from error
+            except asyncio.CancelledError:
+                # `close()` by another task ends the stream; the cancellation of this task goes on up.
+                if not self._closed.is_set():
+                    raise
+                break
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), delay)
+            if not self._closed.is_set():
+                self._call = self._start(self._attempts.timeout())
         raise StopAsyncIteration
 
     def close(self) -> None:
         """Cancels what is left of the call. May be called twice."""
-        self._is_closed = True
-        self._call.cancel()
+        self._closed.set()
+        if self._call is not None:
+            self._call.cancel()
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -10,6 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bespoke import _requests, _responses, errors
+from bespoke._attempts import Attempts
 from bespoke._channel import DEFAULT_TARGET, REWATCH_SECONDS, connection
 from bespoke._generated.v1 import (
     embedding_pb2_grpc,
@@ -43,7 +45,7 @@ class Client:
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, **options: Unpack[ConnectOptions]) -> None:
-        credentials, channel_options, self._metadata = connection(target, options)
+        credentials, channel_options, self._metadata, self._retries = connection(target, options)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=channel_options)
         else:
@@ -66,7 +68,11 @@ class Client:
     ) -> EventStream:
         """Starts a generation and returns its events; leaving the stream early cancels it."""
         request = _requests.generate_stream(prompt, options)
-        return EventStream(self._generation.GenerateStream(request, timeout=timeout, metadata=self._metadata))
+
+        def start(timeout: float | None) -> Any:  # noqa: ANN401 (the stubs have no types)
+            return self._generation.GenerateStream(request, timeout=timeout, metadata=self._metadata)
+
+        return EventStream(start, Attempts(self._retries, timeout))
 
     def score(
         self,
@@ -116,7 +122,7 @@ class Client:
 
     def health(self, *, timeout: float | None = None) -> HealthStatus:
         """Returns what the server's health service says."""
-        return _responses.health(self._call(self._health.Check, health_pb2.HealthCheckRequest(), timeout))
+        return _responses.health(self._call(self._health.Check, health_pb2.HealthCheckRequest(), timeout, retries=0))
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Waits until the server serves. Raises DeadlineExceeded after `timeout` seconds; None waits for ever."""
@@ -152,11 +158,23 @@ class Client:
         finally:
             watch.cancel()
 
-    def _call(self, method: Callable[..., Any], request: _Message, timeout: float | None) -> Any:  # noqa: ANN401
-        try:
-            return method(request, timeout=timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise errors.from_status(cast("errors.RpcStatus", error)) from error
+    def _call(
+        self,
+        method: Callable[..., Any],
+        request: _Message,
+        timeout: float | None,
+        retries: int | None = None,
+    ) -> Any:  # noqa: ANN401
+        attempts = Attempts(self._retries if retries is None else retries, timeout)
+        while True:
+            try:
+                return method(request, timeout=attempts.timeout(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                failure = errors.from_status(cast("errors.RpcStatus", error))
+                delay = attempts.delay(failure)
+                if delay is None:
+                    raise failure from error
+            time.sleep(delay)
 
 
 class EventStream(Iterator[Event]):
@@ -166,26 +184,45 @@ class EventStream(Iterator[Event]):
     what is left of the call.
     """
 
-    def __init__(self, call: Any) -> None:  # noqa: ANN401 (the stubs have no types)
-        self._call = call
-        self._is_closed = False
+    def __init__(self, start: Callable[[float | None], Any], attempts: Attempts) -> None:
+        self._call: Any = None
+        self._closed = threading.Event()
+        # A call that is started again and `close()` by another thread know of each other.
+        self._restart = threading.Lock()
+        self._start = start
+        self._attempts = attempts
+        self._has_begun = False
+        self._call = start(attempts.timeout())
 
     def __next__(self) -> Event:
-        try:
-            for message in self._call:
-                event = _responses.event(message)
-                if event is not None:
-                    return event
-        except grpc.RpcError as error:
-            # Only the cancelled status of this side's own cancellation is an end and not an error.
-            if not self._is_closed:
-                raise errors.from_status(cast("errors.RpcStatus", error)) from error
-        raise StopIteration
+        while True:
+            try:
+                for message in self._call:
+                    self._has_begun = True
+                    event = _responses.event(message)
+                    if event is not None:
+                        return event
+                raise StopIteration
+            except grpc.RpcError as error:
+                # Only the cancelled status of this side's own cancellation is an end and not an error.
+                if self._closed.is_set():
+                    raise StopIteration from None
+                failure = errors.from_status(cast("errors.RpcStatus", error))
+                delay = None if self._has_begun else self._attempts.delay(failure)
+                if delay is None:
+                    raise failure from error
+            self._closed.wait(delay)
+            with self._restart:
+                if self._closed.is_set():
+                    raise StopIteration
+                self._call = self._start(self._attempts.timeout())
 
     def close(self) -> None:
         """Cancels what is left of the call. May be called twice and from another thread."""
-        self._is_closed = True
-        self._call.cancel()
+        self._closed.set()
+        with self._restart:
+            if self._call is not None:
+                self._call.cancel()
 
     def __enter__(self) -> Self:
         return self

@@ -116,17 +116,31 @@ impl PackedMatrix {
         self.range.len()
     }
 
+    /// Decodes one row, as [`Matrix::dequantize_row`] decodes the matrix that was packed.
+    ///
+    /// **Shapes**: `out`: `(cols)`.
+    /// **Panics**: if `row` or the length of `out` is wrong.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "row {row} of {self:?} into {} values", out.len());
+        let (scales, codes) = self.tile(row / TILE);
+        scalar::decode_row(self.format, (scales, codes), row % TILE, out);
+    }
+
     pub(crate) fn num_tiles(&self) -> usize {
         self.rows.div_ceil(TILE)
     }
 
     /// A tile and a group of activations, which is the `first` one that the tile is multiplied with or not.
     pub(crate) fn tile_job<'a>(&'a self, tile: usize, group: Group<'a>, first: bool) -> TileJob<'a> {
-        let blocks = self.cols / BLOCK;
-        let (scales_len, codes_len) = self.format.tile_bytes(blocks);
+        let (scales, codes) = self.tile(tile);
+        TileJob { format: self.format, scales, codes, blocks: self.cols / BLOCK, group, fetch: first }
+    }
+
+    /// The scales and the codes of a tile.
+    fn tile(&self, tile: usize) -> (&[u8], &[u8]) {
+        let (scales_len, codes_len) = self.format.tile_bytes(self.cols / BLOCK);
         let start = self.range.start + tile * (scales_len + codes_len);
-        let (scales, codes) = self.data.as_slice()[start..start + scales_len + codes_len].split_at(scales_len);
-        TileJob { format: self.format, scales, codes, blocks, group, fetch: first }
+        self.data.as_slice()[start..start + scales_len + codes_len].split_at(scales_len)
     }
 }
 

@@ -72,11 +72,13 @@ pub(crate) fn run(table: &'static Table, pool: &Pool, x: &Quantized, products: &
     let task_tiles = balanced.min(fitting).max(enough);
     pool.run(num_tiles.div_ceil(task_tiles.max(1)), |task| {
         let tiles = task * task_tiles..num_tiles.min((task + 1) * task_tiles);
+        // Every tile overwrites the sums of its rows.
+        let mut sums: Sums = [[0.0; TILE]; GROUP_MAX];
         for part in parts.iter().flatten() {
             let tiles = tiles.start.max(part.tiles.start)..tiles.end.min(part.tiles.end);
             for group in 0..x.num_groups() {
                 for tile in tiles.clone() {
-                    part.tile(table, x, group, tile - part.tiles.start);
+                    part.tile(table, x, (group, tile - part.tiles.start), &mut sums);
                 }
             }
         }
@@ -85,13 +87,12 @@ pub(crate) fn run(table: &'static Table, pool: &Pool, x: &Quantized, products: &
 
 impl Part<'_> {
     /// Computes the outputs of a tile for a group of activation rows.
-    fn tile(&self, table: &'static Table, x: &Quantized, group: usize, tile: usize) {
-        let mut sums: Sums = [[0.0; TILE]; GROUP_MAX];
+    fn tile(&self, table: &'static Table, x: &Quantized, (group, tile): (usize, usize), sums: &mut Sums) {
         let job = self.weight.tile_job(tile, x.group(group), group == 0);
         // SAFETY: `Kernels` chose the table among those that this processor can run.
-        unsafe { (table.packed_tile)(&job, &mut sums) };
+        unsafe { (table.packed_tile)(&job, sums) };
         let rows = tile * TILE..self.weight.rows().min((tile + 1) * TILE);
-        for (row, sums) in x.group_rows(group).zip(&mut sums) {
+        for (row, sums) in x.group_rows(group).zip(sums) {
             let start = row * self.weight.rows();
             // SAFETY: outputs are addressed by weight row, and every tile is in one task.
             let out = unsafe { self.out.part(start + rows.start..start + rows.end) };
@@ -100,6 +101,9 @@ impl Part<'_> {
             }
             if self.accumulate {
                 out.iter_mut().zip(&*sums).for_each(|(out, sum)| *out += sum);
+            } else if let Ok(out) = <&mut [f32; TILE]>::try_from(&mut *out) {
+                // All tiles but the last: a copy of known length.
+                *out = *sums;
             } else {
                 out.copy_from_slice(&sums[..out.len()]);
             }

@@ -40,6 +40,18 @@ pub(crate) fn tile(job: &TileJob<'_>, sums: &mut Sums) {
     }
 }
 
+/// Decodes a row of a tile: scale times code, then plus the minimum where there is one.
+pub(super) fn decode_row(format: Format, (scales, codes): (&[u8], &[u8]), row: usize, out: &mut [f32]) {
+    let blocks = out.chunks_exact_mut(BLOCK).zip(codes.chunks_exact(format.block_codes()));
+    for (block, (out, codes)) in blocks.enumerate() {
+        let (scales, min) = scales_of(format, scales, block, row);
+        for (col, (out, weight)) in out.iter_mut().zip(weights_of(format, codes, row)).enumerate() {
+            let scaled = weight as f32 * scales[col / (BLOCK / 2)];
+            *out = min.map_or(scaled, |min| scaled + min);
+        }
+    }
+}
+
 /// The codes of a row of a block, less their offset.
 fn weights_of(format: Format, codes: &[u8], row: usize) -> [i32; BLOCK] {
     let offset = match format.offset_shift() {

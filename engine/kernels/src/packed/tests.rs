@@ -101,6 +101,22 @@ fn a_row_has_the_same_bits_alone_and_in_any_batch_and_chunking() {
     }
 }
 
+#[test]
+fn a_row_decodes_as_before_it_was_packed() {
+    let mut random = Random(13);
+    for dtype in packed_dtypes() {
+        let (rows, cols) = (37, cols_of(dtype, 320));
+        let w = random.matrix(dtype, rows, cols);
+        let packed = pack(&w);
+        let (mut expected, mut found) = (vec![0.0; cols], vec![f32::NAN; cols]);
+        for row in 0..rows {
+            w.dequantize_row(row, &mut expected);
+            packed.dequantize_row(row, &mut found);
+            assert_eq!(bits(&found), bits(&expected), "{dtype}, row {row}");
+        }
+    }
+}
+
 /// Several matrices at once, on any number of threads, with bias and residual, equal the plain products.
 #[test]
 fn products_together_have_the_bits_of_products_apart_on_any_number_of_threads() {

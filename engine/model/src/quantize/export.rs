@@ -10,7 +10,7 @@ use super::rows::{RowOrder, Rows};
 use super::{Quantization, Role, fitting, metadata};
 use crate::gguf::{ALIGNMENT, Header};
 use crate::weights::{Names, Part};
-use crate::{Architecture, Linear, ModelConfig, ModelError, ModelSource, RopeScaling, Weights};
+use crate::{Architecture, Linear, ModelConfig, ModelError, ModelSource, RopeScaling, Weight, Weights};
 
 /// Weights that are encoded between two writes, so that memory stays small and progress smooth.
 const WEIGHTS_AT_ONCE: usize = 1 << 22;
@@ -168,13 +168,18 @@ impl Planner<'_> {
         let name = |name: &str, source_name: &str| (name.to_owned(), source_name.to_owned());
         self.matrix(
             name(ours.embeddings(), theirs.embeddings()),
-            &weights.embeddings,
+            plain(&weights.embeddings),
             Role::Vocabulary,
             RowOrder::Same,
         );
         self.vector(ours.final_norm(), &weights.final_norm)?;
         if !self.config.tie_embeddings {
-            self.matrix(name(ours.output(), theirs.output()), plain(&weights.output), Role::Vocabulary, RowOrder::Same);
+            self.matrix(
+                name(ours.output(), theirs.output()),
+                plain(&weights.output.weight),
+                Role::Vocabulary,
+                RowOrder::Same,
+            );
         }
         if let Some(divisors) = weights.rope_divisors.clone().or_else(|| rope_divisors(self.config)) {
             self.vector("rope_freqs.weight", &divisors)?;
@@ -211,7 +216,7 @@ impl Planner<'_> {
             _ => RowOrder::Same,
         };
         let names = (Names::Gguf.layer_weight(layer, part), theirs.layer_weight(layer, part));
-        self.matrix(names, plain(linear), Role::Projection, order);
+        self.matrix(names, plain(&linear.weight), Role::Projection, order);
         if let Some(bias) = &linear.bias {
             let ordered: Vec<f32> = (0..bias.len()).map(|row| bias[order.source(row)]).collect();
             self.vector(&Names::Gguf.layer_bias(layer, part), &ordered)?;
@@ -290,8 +295,8 @@ impl Planned {
 }
 
 /// Returns the matrix of a model that was only opened: nothing is packed for a kernel yet.
-fn plain(linear: &Linear) -> &Matrix {
-    linear.weight.plain().expect("invariant: weights are packed only when a model is built")
+fn plain(weight: &Weight) -> &Matrix {
+    weight.plain().expect("invariant: weights are packed only when a model is built")
 }
 
 /// Returns what stands for Llama 3's scaling in a GGUF file: by what each frequency is divided.

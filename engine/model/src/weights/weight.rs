@@ -38,6 +38,17 @@ impl Weight {
         }
     }
 
+    /// Decodes one row.
+    ///
+    /// **Shapes**: `out`: `(cols)`.
+    /// **Panics**: if `row` or the length of `out` is wrong.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Weight::Plain(matrix) => matrix.dequantize_row(row, out),
+            Weight::Packed(packed) => packed.dequantize_row(row, out),
+        }
+    }
+
     /// Returns the matrix if it is as the file has it.
     pub(crate) fn plain(&self) -> Option<&Matrix> {
         match self {
@@ -49,8 +60,9 @@ impl Weight {
 
 impl Weights {
     /// Packs every quantized matrix, in the order in which a step reads them. Matrices that share their input are packed
-    /// all or not at all. The embeddings are then copied, so that nothing of the file stays in memory.
-    pub(crate) fn pack(&mut self, pool: &Pool) {
+    /// all or not at all. Embeddings are then the output matrix where they are tied to it, else a copy, so that nothing of
+    /// the file stays in memory.
+    pub(crate) fn pack(&mut self, tie_embeddings: bool, pool: &Pool) {
         let mut groups: Vec<Vec<&mut Weight>> = self.layers.iter_mut().flat_map(LayerWeights::groups).collect();
         groups.push(vec![&mut self.output.weight]);
         let packs = |weight: &&mut Weight| PackedMatrix::supports(weight.dtype());
@@ -66,7 +78,10 @@ impl Weights {
             }
         }
         if any {
-            self.embeddings = detached(&self.embeddings);
+            self.embeddings = match (tie_embeddings, &self.embeddings) {
+                (false, Weight::Plain(matrix)) => Weight::Plain(detached(matrix)),
+                _ => self.output.weight.clone(),
+            };
         }
     }
 }

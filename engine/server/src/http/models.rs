@@ -18,18 +18,12 @@ pub(crate) async fn one(State(services): State<Services>, Path(name): Path<Strin
     Ok(Json(model(&services)))
 }
 
-/// Returns the name under which answers speak of the model.
-pub(crate) fn served_name(services: &Services) -> &str {
-    &services.engine().model_info().name
-}
-
-/// Checks the model that a request names: its name, or the reference that the server was started with.
+/// Checks the model that a request names.
 ///
-/// **Errors**: another name.
+/// **Errors**: another name than the model has here.
 pub(crate) fn check_name(services: &Services, name: Option<&str>) -> Result<(), Refusal> {
-    let served = served_name(services);
     match name {
-        Some(name) if name != served && name != services.config().model => Err(Refusal::unknown_model(name, served)),
+        Some(name) if !services.is_model(name) => Err(Refusal::unknown_model(name, services.model_name())),
         _ => Ok(()),
     }
 }
@@ -39,7 +33,7 @@ fn model(services: &Services) -> Value {
     let info = engine.model_info();
     let created = unix_seconds().saturating_sub(engine.uptime().as_secs());
     json!({
-        "id": info.name,
+        "id": services.model_name(),
         "object": "model",
         "created": created,
         "owned_by": "bespoke",

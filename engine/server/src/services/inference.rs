@@ -118,14 +118,10 @@ impl Services {
         !self.engine.is_closed() && !self.engine.has_failed()
     }
 
-    fn model_name(&self) -> &str {
-        &self.engine.model_info().name
-    }
-
-    /// Checks the model that a request names: its name, or the reference that the server was started with.
+    /// Checks the model that a request names, and its version.
     fn check_model(&self, name: &str, version: &str) -> Result<(), Status> {
-        let served = self.model_name();
-        if name != served && name != self.config.model {
+        if !self.is_model(name) {
+            let served = self.model_name();
             return Err(Status::not_found(format!("the model `{name}` is not served here; `{served}` is")));
         }
         if !version.is_empty() && version != VERSION {

@@ -59,6 +59,26 @@ async fn a_chat_is_answered_as_over_grpc() {
 }
 
 #[tokio::test]
+async fn a_client_that_cannot_be_told_a_name_is_served_under_its_own() {
+    let running = Running::tiny(|config| {
+        over_http(config);
+        config.model_name = Some("gpt-4o-mini".to_owned());
+    })
+    .await;
+    let models = get(running.http(), "/v1/models").await.json().await;
+    assert_eq!(models["data"][0]["id"], "gpt-4o-mini");
+    let own = running.client.server_info().await.unwrap().model.unwrap().name;
+    for (status, name) in [(200, "gpt-4o-mini"), (200, &own), (404, "gpt-x")] {
+        let body = json!({"model": name, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1});
+        let answer = post(running.http(), CHAT, &body).await;
+        assert_eq!(answer.status, status, "{name}");
+        if status == 200 {
+            assert_eq!(answer.json().await["model"], "gpt-4o-mini");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_completion_is_answered_as_over_grpc() {
     let running = Running::tiny(over_http).await;
     let (want, tokens) = answer(&events(&running.client, greedy("tell me", 20)).await);

@@ -68,48 +68,67 @@ class Card {
   }
 
   async run(request, signal) {
-    const follow = () => {
-      const { scrollHeight, scrollTop, clientHeight } = this.answer;
-      return scrollHeight - scrollTop - clientHeight < 40;
-    };
     this.setState("waiting");
-    this.answer.replaceChildren();
-    this.show({ ttftMs: null, tokens: null, rate: null, promptTokens: null, reason: null });
-    const text = this.answer.appendChild(new Text(""));
+    this.measure = { ttftMs: null, tokens: null, rate: null, promptTokens: null, reason: null };
+    this.unpainted = "";
+    this.text = new Text("");
+    this.answer.replaceChildren(this.text);
+    this.paint();
     const onText = (piece) => {
-      const follows = follow();
       this.setState("streaming");
-      text.appendData(piece);
-      if (follows) this.answer.scrollTop = this.answer.scrollHeight;
+      this.unpainted += piece;
+      paintSoon(this);
+    };
+    const onMeasure = (measure) => {
+      this.measure = measure;
+      paintSoon(this);
     };
     const persona = this.request();
     try {
       const measure = await ask(persona ? { ...request, persona } : request, {
-        token: at("token").value, signal, onText, onMeasure: (measure) => this.show(measure),
+        token: at("token").value, signal, onText, onMeasure,
       });
-      this.setState("done");
+      this.finish("done");
       return measure;
     } catch (error) {
       this.fail(error);
       return null;
-    } finally {
-      this.find(".copy").disabled = text.data === "";
     }
+  }
+
+  /** Whether the end of the answer is in view. */
+  follows() {
+    const { scrollHeight, scrollTop, clientHeight } = this.answer;
+    return scrollHeight - scrollTop - clientHeight < 40;
+  }
+
+  /** Shows what has come since the last time. */
+  paint() {
+    this.text.appendData(this.unpainted);
+    this.unpainted = "";
+    this.show(this.measure);
+  }
+
+  /** Nothing more comes: shows the rest at once, since a page in the background has no frames. */
+  finish(state) {
+    paint([this]);
+    this.setState(state);
+    this.find(".copy").disabled = this.text.data === "";
   }
 
   fail(error) {
     if (error.name === "AbortError") {
+      this.finish("stopped");
       this.find(".end").textContent = "stopped";
-      this.setState("stopped");
       return;
     }
     const notice = document.createElement("span");
     notice.className = "error";
     notice.setAttribute("role", "alert");
     notice.textContent = error instanceof AnswerError ? error.message : `the server cannot be reached (${error.message})`;
+    this.finish("failed");
     this.answer.append(notice);
     this.find(".end").textContent = "error";
-    this.setState("failed");
     if (error.status === 401) askForToken();
   }
 
@@ -138,6 +157,29 @@ class Card {
     showCards();
     (cards.at(-1)?.source ?? at("add")).focus();
   }
+}
+
+/** The cards that the next frame paints. */
+const waiting = new Set();
+
+/** A layout for each token would take longer than the tokens take to come, so that nothing would be seen until the end. */
+function paintSoon(card) {
+  if (waiting.size === 0) {
+    requestAnimationFrame(() => {
+      const ready = [...waiting];
+      waiting.clear();
+      paint(ready);
+    });
+  }
+  waiting.add(card);
+}
+
+/** Paints with two layouts for however many cards: before all changes and after them. */
+function paint(changed) {
+  const following = changed.filter((card) => card.follows());
+  for (const card of changed) card.paint();
+  const heights = following.map((card) => card.answer.scrollHeight);
+  following.forEach((card, index) => { card.answer.scrollTop = heights[index]; });
 }
 
 function showCards() {
