@@ -95,15 +95,17 @@ pub(crate) fn annotate(row: &mut Record) {
     row.insert("verdict".to_owned(), verdict);
 }
 
+/// Returns the log-probabilities of the verdicts A and B, where the row has them.
+fn logprobs_of(row: &Record) -> Option<[f64; 2]> {
+    let [a, b] = row.get("logprobs")?.as_array()?.as_slice() else { return None };
+    Some([a.as_f64()?, b.as_f64()?])
+}
+
 fn verdict_of(row: &Record) -> Verdict {
-    let logprobs: Vec<f64> = match row.get("logprobs").and_then(Value::as_array) {
-        Some(logprobs) => logprobs.iter().filter_map(Value::as_f64).collect(),
-        None => Vec::new(),
-    };
-    match logprobs[..] {
-        [a, b] if a > b => Verdict::Prefers(Side::A),
-        [a, b] if b > a => Verdict::Prefers(Side::B),
-        [_, _] => Verdict::Unparsable,
+    match logprobs_of(row) {
+        Some([a, b]) if a > b => Verdict::Prefers(Side::A),
+        Some([a, b]) if b > a => Verdict::Prefers(Side::B),
+        Some(_) => Verdict::Unparsable,
         // The marker is put before the answer of our engine; an answer that has it anyway is read as it is.
         _ => parse_relative(row.get("answer").and_then(Value::as_str).unwrap_or_default()),
     }
@@ -125,12 +127,26 @@ pub(crate) struct OrderRow {
 pub(crate) struct Pair {
     pub(crate) ab: Verdict,
     pub(crate) ba: Verdict,
+    /// How much more likely the verdict for the first is than that for the second, in log-odds, the mean of both orders: what
+    /// a judge likes about a place is in both with opposite signs. None without log-probabilities.
+    pub(crate) margin: Option<f64>,
     pub(crate) fields: Map<String, Value>,
 }
 
 impl Pair {
+    /// A win needs both orders.
     pub(crate) fn outcome(&self) -> Outcome {
         Outcome::of_orders(self.ab, self.ba)
+    }
+
+    /// The mean of both orders decides.
+    pub(crate) fn outcome_of_mean(&self) -> Outcome {
+        match self.margin {
+            Some(margin) if margin > 0.0 => Outcome::Win,
+            Some(margin) if margin < 0.0 => Outcome::Loss,
+            Some(_) => Outcome::Tie,
+            None => Outcome::Unparsable,
+        }
     }
 
     /// Returns a text of the rows; empty where there is none.
@@ -150,7 +166,9 @@ pub(crate) fn pairs(rows: Vec<OrderRow>) -> Result<Vec<Pair>> {
         let ba = ba.filter(|ba| ba.pair == ab.pair && ab.order == "ab" && ba.order == "ba");
         let Some(ba) = ba else { anyhow::bail!("pair `{}` has not both orders", ab.pair) };
         let verdict = |row: &OrderRow| row.verdict.map_or(Verdict::Unparsable, Verdict::Prefers);
-        pairs.push(Pair { ab: verdict(&ab), ba: verdict(&ba), fields: ab.fields });
+        let margin = |row: &OrderRow| logprobs_of(&row.fields).map(|[a, b]| a - b);
+        let margin = margin(&ab).zip(margin(&ba)).map(|(ab, ba)| (ab - ba) / 2.0);
+        pairs.push(Pair { ab: verdict(&ab), ba: verdict(&ba), margin, fields: ab.fields });
     }
     Ok(pairs)
 }
@@ -197,5 +215,19 @@ mod tests {
         assert_eq!(pairs.iter().map(Pair::outcome).collect::<Vec<_>>(), [Outcome::Win, Outcome::Unparsable]);
         assert_eq!(pairs[0].text("prompt"), "q");
         assert!(pairs_of_records(&rows[..3]).is_err());
+    }
+
+    #[test]
+    fn the_mean_of_both_orders_sees_past_a_liking_for_a_place() {
+        let row = |order: &str, logprobs: [f64; 2]| {
+            let row = json!({"pair": "1", "order": order, "verdict": "A", "logprobs": logprobs});
+            row.as_object().unwrap().clone()
+        };
+        // What stands first is always better, but the first response by more.
+        let pairs = pairs_of_records(&[row("ab", [-0.25, -2.25]), row("ba", [-0.5, -1.0])]).unwrap();
+        assert_eq!((pairs[0].outcome(), pairs[0].margin), (Outcome::Tie, Some(0.75)));
+        assert_eq!(pairs[0].outcome_of_mean(), Outcome::Win);
+        let pairs = pairs_of_records(&[row("ab", [-0.5, -1.0]), row("ba", [-0.25, -2.25])]).unwrap();
+        assert_eq!(pairs[0].outcome_of_mean(), Outcome::Loss);
     }
 }

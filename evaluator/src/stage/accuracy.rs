@@ -155,6 +155,7 @@ mod tests {
         let pair = |index: u64, direction: &str, ab: Verdict, ba: Verdict| Pair {
             ab,
             ba,
+            margin: None,
             fields: json!({"index": index, "direction": direction}).as_object().unwrap().clone(),
         };
         let (a, b) = (Verdict::Prefers(Side::A), Verdict::Prefers(Side::B));

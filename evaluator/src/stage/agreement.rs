@@ -192,7 +192,8 @@ fn replay(arguments: &Agreement, recorded: &Path) -> Result<()> {
         };
         let verdict = |winner: Option<Side>| winner.map_or(Verdict::Unparsable, Verdict::Prefers);
         // In the second order the answers have changed places; the winner's name has not.
-        let pair = Pair { ab: verdict(winner_ab), ba: verdict(winner_ba.map(Side::other)), fields: Map::new() };
+        let pair =
+            Pair { ab: verdict(winner_ab), ba: verdict(winner_ba.map(Side::other)), margin: None, fields: Map::new() };
         let set = id.rsplit_once('-').map_or(id.as_str(), |(set, _)| set);
         groups.entry(format!("{judge} {set}")).or_default().push((pair, *human));
     }
@@ -224,6 +225,10 @@ struct Summary {
     accuracy_both_orders: Option<f64>,
     /// Pairs whose orders agree: the positional agreement of LLMBar.
     positional_agreement: Option<f64>,
+    /// Right pairs where the mean of both orders' log-odds decides, among pairs with log-probabilities: what a judge likes
+    /// about a place cancels out.
+    accuracy_of_mean: Option<f64>,
+    accuracy_of_mean_wilson: Option<Interval>,
     /// With people over A, B and tie, where orders that disagree are a tie.
     kappa: Option<f64>,
 }
@@ -232,6 +237,7 @@ fn summary(group: &[(Pair, Human)]) -> Summary {
     let (mut hits, mut verdicts, mut strict, mut agree, mut both) = (0usize, 0usize, 0usize, 0usize, 0usize);
     let mut labels = Vec::new();
     let (mut num_unparsable, mut pairs_counted) = (0, 0usize);
+    let (mut hits_of_mean, mut means) = (0usize, 0usize);
     for (pair, human) in group {
         let judge = match pair.outcome() {
             Outcome::Win => Some(Human::A),
@@ -246,6 +252,11 @@ fn summary(group: &[(Pair, Human)]) -> Summary {
             Human::B => Side::B,
             Human::Tie => continue,
         };
+        if pair.margin.is_some() {
+            means += 1;
+            let wanted = if right == Side::A { Outcome::Win } else { Outcome::Loss };
+            hits_of_mean += usize::from(pair.outcome_of_mean() == wanted);
+        }
         let said = [(pair.ab, right), (pair.ba, right.other())];
         let hit = said.iter().filter(|(verdict, right)| *verdict == Verdict::Prefers(*right)).count();
         let num = said.iter().filter(|(verdict, _)| *verdict != Verdict::Unparsable).count();
@@ -268,6 +279,8 @@ fn summary(group: &[(Pair, Human)]) -> Summary {
         accuracy_wilson: accuracy.and_then(|accuracy| wilson(accuracy * pairs_counted as f64, pairs_counted as f64)),
         accuracy_both_orders: share(strict, both),
         positional_agreement: share(agree, both),
+        accuracy_of_mean: share(hits_of_mean, means),
+        accuracy_of_mean_wilson: wilson(hits_of_mean as f64, means as f64),
         kappa: cohen_kappa(&labels),
     }
 }
@@ -275,14 +288,23 @@ fn summary(group: &[(Pair, Human)]) -> Summary {
 #[expect(clippy::print_stdout, reason = "the table is the output of the command")]
 fn print(summaries: &BTreeMap<String, Summary>) {
     let percent = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{:.1}", 100.0 * value));
+    let range = |interval: Option<Interval>| {
+        interval.map_or("-".to_owned(), |Interval { low, high }| format!("[{:.1}, {:.1}]", 100.0 * low, 100.0 * high))
+    };
     for (name, summary) in summaries {
-        let interval = summary
-            .accuracy_wilson
-            .map_or("-".to_owned(), |interval| format!("[{:.1}, {:.1}]", 100.0 * interval.low, 100.0 * interval.high));
+        let mean = match summary.accuracy_of_mean {
+            Some(_) => format!(
+                ", by the mean of both orders {} % {}",
+                percent(summary.accuracy_of_mean),
+                range(summary.accuracy_of_mean_wilson)
+            ),
+            None => String::new(),
+        };
         println!(
-            "{name}: n {}, accuracy {} % {interval}, both orders {} %, orders agree {} %, kappa {}, unparsable {}, human ties {}",
+            "{name}: n {}, accuracy {} % {}{mean}, both orders {} %, orders agree {} %, kappa {}, unparsable {}, human ties {}",
             summary.num_pairs,
             percent(summary.accuracy),
+            range(summary.accuracy_wilson),
             percent(summary.accuracy_both_orders),
             percent(summary.positional_agreement),
             summary.kappa.map_or("-".to_owned(), |kappa| format!("{kappa:.3}")),
@@ -298,7 +320,7 @@ mod tests {
 
     #[test]
     fn agreement_by_hand() {
-        let pair = |ab: Verdict, ba: Verdict, human| (Pair { ab, ba, fields: Map::new() }, human);
+        let pair = |ab: Verdict, ba: Verdict, human| (Pair { ab, ba, margin: None, fields: Map::new() }, human);
         let (a, b) = (Verdict::Prefers(Side::A), Verdict::Prefers(Side::B));
         let group = [
             pair(a, b, Human::A),
@@ -313,7 +335,24 @@ mod tests {
         assert_eq!(summary.accuracy, Some(6.0 / 9.0));
         assert_eq!((summary.accuracy_both_orders, summary.positional_agreement), (Some(0.5), Some(0.75)));
         assert_eq!((summary.num_pairs, summary.num_human_ties, summary.num_unparsable), (6, 1, 1));
+        assert_eq!(summary.accuracy_of_mean, None);
         // Five labelled by both: A-A, A-B, tie-A, B-B, tie-tie: observed 3/5, chance 2/5 2/5 + 1/5 2/5 + 2/5 1/5 = 8/25.
         assert!((summary.kappa.unwrap() - (0.6 - 0.32) / 0.68).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_mean_of_both_orders_counts_pairs_with_log_probabilities() {
+        let a = Verdict::Prefers(Side::A);
+        let pair = |margin, human| (Pair { ab: a, ba: a, margin, fields: Map::new() }, human);
+        let group = [
+            pair(Some(0.5), Human::A),
+            pair(Some(0.5), Human::B),
+            pair(Some(-2.0), Human::B),
+            pair(Some(0.0), Human::A),
+            pair(Some(1.0), Human::Tie),
+            pair(None, Human::A),
+        ];
+        let summary = summary(&group);
+        assert_eq!((summary.accuracy, summary.accuracy_of_mean), (Some(0.5), Some(0.5)));
     }
 }

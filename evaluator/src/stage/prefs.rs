@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn shares_by_hand() {
-        let pair = |ab, ba| Pair { ab: Verdict::Prefers(ab), ba: Verdict::Prefers(ba), fields: Map::new() };
+        let pair =
+            |ab, ba| Pair { ab: Verdict::Prefers(ab), ba: Verdict::Prefers(ba), margin: None, fields: Map::new() };
         let pairs = [pair(Side::A, Side::B), pair(Side::A, Side::B), pair(Side::A, Side::A), pair(Side::B, Side::A)];
         let summary = summary(&pairs, 1);
         assert_eq!((summary.chosen, summary.tie, summary.rejected), (Some(0.5), Some(0.25), Some(0.25)));

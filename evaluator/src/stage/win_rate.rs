@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -23,6 +23,9 @@ pub(crate) struct WinRate {
     /// Folder of a finished relative `judge` run. Several judges of the same pairs: give it repeatedly.
     #[arg(long, value_name = "DIR", required = true)]
     pub(crate) judge: Vec<PathBuf>,
+    /// What makes a win of two verdicts.
+    #[arg(long, value_enum, default_value = "agree")]
+    pub(crate) decide: Decide,
     /// Leave pairs out in which one of the answers is repetitive, as the paper does for Anthropic-HHH.
     #[arg(long)]
     pub(crate) drop_repetitive: bool,
@@ -32,6 +35,25 @@ pub(crate) struct WinRate {
     /// Where to write the summary. Default: summary.json in the first folder.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+/// How the two orders of a pair become an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Decide {
+    /// Both orders must prefer the same answer; else it is a tie.
+    Agree,
+    /// The mean of both orders' log-odds decides, which takes out what a judge likes about a place. For `judge --verdict logprob`.
+    Mean,
+}
+
+impl Decide {
+    fn outcome(self, pair: &Pair) -> Outcome {
+        match self {
+            Self::Agree => pair.outcome(),
+            Self::Mean => pair.outcome_of_mean(),
+        }
+    }
 }
 
 /// Draws of a bootstrap: the ends of an interval of 95 % are then steady to about a percent of its width.
@@ -49,6 +71,7 @@ pub(crate) struct Summary {
     /// Likewise, for any number.
     krippendorff_alpha: Option<f64>,
     dropped_repetitive: bool,
+    decided_by: Decide,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -91,9 +114,12 @@ pub(crate) fn win_rate(arguments: &WinRate) -> Result<()> {
         let first = compared.get_or_insert_with(|| sides.clone());
         ensure!(*first == sides, "{} judged other runs than {}", dir.display(), arguments.judge[0].display());
         let pairs = pairs(rows)?;
+        let decidable = arguments.decide == Decide::Agree || pairs.iter().all(|pair| pair.margin.is_some());
+        ensure!(decidable, "`--decide mean` needs log-probabilities: {} is not of `--verdict logprob`", dir.display());
         let mut outcomes = BTreeMap::new();
         for pair in &pairs {
-            outcomes.insert(format!("{}/{}", pair.text("rubric"), pair.fields["index"]), pair.outcome());
+            outcomes
+                .insert(format!("{}/{}", pair.text("rubric"), pair.fields["index"]), arguments.decide.outcome(pair));
         }
         verdicts.push(outcomes);
         let judge = manifest.identity.get("model").and_then(|model| model.get("model")).and_then(Value::as_str);
@@ -103,7 +129,8 @@ pub(crate) fn win_rate(arguments: &WinRate) -> Result<()> {
     let (a, b) = compared.map(|(a, b)| (label(&a), label(&b))).unwrap_or_default();
     let (cohen_kappa, krippendorff_alpha) = between(&verdicts);
     let dropped_repetitive = arguments.drop_repetitive;
-    let summary = Summary { a, b, judges, cohen_kappa, krippendorff_alpha, dropped_repetitive };
+    let summary =
+        Summary { a, b, judges, cohen_kappa, krippendorff_alpha, dropped_repetitive, decided_by: arguments.decide };
     let out = arguments.out.clone().unwrap_or_else(|| arguments.judge[0].join(SUMMARY));
     write_atomically(&out, (serde_json::to_string_pretty(&summary)? + "\n").as_bytes())?;
     print(&summary);
@@ -125,9 +152,9 @@ fn judge_summary(judge: &str, pairs: Vec<Pair>, arguments: &WinRate) -> JudgeSum
         let kept = if arguments.drop_repetitive { kept } else { kept.into_iter().chain(repetitive).collect() };
         for pair in &kept {
             let cluster = clusters.entry(pair.text("prompt").to_owned());
-            cluster.or_insert_with(|| vec![Counts::default(); num_rubrics])[place].add(pair.outcome());
+            cluster.or_insert_with(|| vec![Counts::default(); num_rubrics])[place].add(arguments.decide.outcome(pair));
         }
-        rubrics.insert(rubric, rubric_summary(&kept, num_repetitive, arguments.seed));
+        rubrics.insert(rubric, rubric_summary(&kept, num_repetitive, arguments));
     }
     let clusters: Vec<Vec<Counts>> = clusters.into_values().collect();
     let mean_delta = |drawn: &mut dyn Iterator<Item = &Vec<Counts>>| {
@@ -148,11 +175,13 @@ fn repeats(pair: &Pair) -> bool {
     is_repetitive(pair.text("response_a")) || is_repetitive(pair.text("response_b"))
 }
 
-fn rubric_summary(pairs: &[Pair], num_repetitive: u64, seed: u64) -> RubricSummary {
+fn rubric_summary(pairs: &[Pair], num_repetitive: u64, arguments: &WinRate) -> RubricSummary {
+    let (decide, seed) = (arguments.decide, arguments.seed);
     let mut clusters: BTreeMap<&str, Counts> = BTreeMap::new();
     for pair in pairs {
-        clusters.entry(pair.text("prompt")).or_default().add(pair.outcome());
+        clusters.entry(pair.text("prompt")).or_default().add(decide.outcome(pair));
     }
+    let orders: Counts = pairs.iter().map(Pair::outcome).collect();
     let clusters: Vec<Counts> = clusters.into_values().collect();
     let sum = |drawn: &mut dyn Iterator<Item = &Counts>| drawn.fold(Counts::default(), |sum, counts| sum.plus(*counts));
     let counts = sum(&mut clusters.iter());
@@ -162,7 +191,7 @@ fn rubric_summary(pairs: &[Pair], num_repetitive: u64, seed: u64) -> RubricSumma
     let said = |verdict: Verdict| matches!(verdict, Verdict::Prefers(_));
     let verdicts = pairs.iter().flat_map(|pair| [pair.ab, pair.ba]);
     let first = verdicts.clone().filter(|verdict| *verdict == Verdict::Prefers(Side::A)).count() as u64;
-    let points: Vec<(f64, f64)> = pairs.iter().filter_map(point).collect();
+    let points: Vec<(f64, f64)> = pairs.iter().filter_map(|pair| point(pair, decide)).collect();
     RubricSummary {
         counts,
         num_repetitive,
@@ -171,16 +200,16 @@ fn rubric_summary(pairs: &[Pair], num_repetitive: u64, seed: u64) -> RubricSumma
         delta: counts.delta(),
         delta_interval: bootstrap(&clusters, NUM_DRAWS, seed, |drawn| sum(drawn).delta()),
         sign_test_p: sign_test(better, worse),
-        position_bias: share(counts.ties, counts.judged()),
-        position_bias_wilson: wilson(counts.ties as f64, counts.judged() as f64),
+        position_bias: share(orders.ties, orders.judged()),
+        position_bias_wilson: wilson(orders.ties as f64, orders.judged() as f64),
         first_preferred: share(first, verdicts.filter(|verdict| said(*verdict)).count() as u64),
         length_controlled: length_controlled(&points),
     }
 }
 
 /// The win of a pair and its difference in length, for the length-controlled win rate.
-fn point(pair: &Pair) -> Option<(f64, f64)> {
-    let win = match pair.outcome() {
+fn point(pair: &Pair, decide: Decide) -> Option<(f64, f64)> {
+    let win = match decide.outcome(pair) {
         Outcome::Win => 1.0,
         Outcome::Tie => 0.5,
         Outcome::Loss => 0.0,
@@ -259,12 +288,21 @@ mod tests {
     fn pair(rubric: &str, index: u64, ab: Side, ba: Side) -> Pair {
         let fields = json!({"rubric": rubric, "index": index, "prompt": format!("p{index}"), "response_a": "x",
             "response_b": "y", "words_a": 1, "words_b": 1});
-        Pair { ab: Verdict::Prefers(ab), ba: Verdict::Prefers(ba), fields: fields.as_object().unwrap().clone() }
+        Pair {
+            ab: Verdict::Prefers(ab),
+            ba: Verdict::Prefers(ba),
+            margin: None,
+            fields: fields.as_object().unwrap().clone(),
+        }
+    }
+
+    fn counted_by(decide: Decide, drop_repetitive: bool) -> WinRate {
+        WinRate { judge: Vec::new(), decide, drop_repetitive, seed: 1, out: None }
     }
 
     #[test]
     fn rates_by_hand() {
-        let arguments = WinRate { judge: Vec::new(), drop_repetitive: false, seed: 1, out: None };
+        let arguments = counted_by(Decide::Agree, false);
         let mut pairs: Vec<Pair> = (0..3).map(|index| pair("q", index, Side::A, Side::B)).collect();
         pairs.push(pair("q", 3, Side::B, Side::A));
         pairs.push(pair("q", 4, Side::A, Side::A));
@@ -286,10 +324,20 @@ mod tests {
         looping.fields["response_b"] = "I do not know what to say. ".repeat(6).into();
         let pairs = vec![looping, pair("q", 1, Side::B, Side::A)];
         let of = |drop_repetitive| {
-            let arguments = WinRate { judge: Vec::new(), drop_repetitive, seed: 1, out: None };
-            judge_summary("j", pairs.clone(), &arguments).rubrics["q"].clone()
+            judge_summary("j", pairs.clone(), &counted_by(Decide::Agree, drop_repetitive)).rubrics["q"].clone()
         };
         assert_eq!((of(false).win_rate, of(true).win_rate, of(true).num_repetitive), (Some(0.5), Some(0.0), 1));
+    }
+
+    #[test]
+    fn the_mean_of_both_orders_decides_where_they_disagree() {
+        let first_always = |margin| Pair { margin: Some(margin), ..pair("q", 0, Side::A, Side::A) };
+        let pairs = vec![first_always(1.0), first_always(0.5), first_always(-0.1), first_always(0.0)];
+        let of = |decide| judge_summary("j", pairs.clone(), &counted_by(decide, false)).rubrics["q"].clone();
+        let (agree, mean) = (of(Decide::Agree), of(Decide::Mean));
+        assert_eq!((agree.counts.ties, agree.win_rate), (4, Some(0.5)));
+        assert_eq!((mean.counts.wins, mean.counts.ties, mean.counts.losses), (2, 1, 1));
+        assert_eq!((agree.position_bias, mean.position_bias), (Some(1.0), Some(1.0)), "what the orders said stays");
     }
 
     #[test]

@@ -125,6 +125,12 @@ fn answers_are_generated(dir: &std::path::Path, stage: &dyn Fn(&[&str]) -> Strin
 fn verdicts_are_counted(dir: &std::path::Path) {
     let table = succeeds(dir, &["win-rate", "--judge", "logprob", "--judge", "short"]);
     assert!(table.contains("quality:") && table.contains("personalization:") && table.contains("Delta-PQ"), "{table}");
+    succeeds(dir, &["win-rate", "--judge", "logprob", "--decide", "mean", "--out", "mean.json"]);
+    let by_mean = read_json(dir.join("mean.json"));
+    assert_eq!(by_mean["decided_by"], "mean");
+    assert_eq!(by_mean["judges"][0]["rubrics"]["quality"]["counts"]["unparsable"], 0);
+    let error = fails(dir, &["win-rate", "--judge", "short", "--decide", "mean"]);
+    assert!(error.contains("--decide mean") && error.contains("--verdict logprob"), "{error}");
     let summary = read_json(dir.join("logprob/summary.json"));
     let counts = &summary["judges"][0]["rubrics"]["quality"]["counts"];
     let judged: u64 = ["wins", "ties", "losses", "unparsable"].iter().map(|name| counts[name].as_u64().unwrap()).sum();
