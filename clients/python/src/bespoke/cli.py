@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from bespoke.results import HealthStatus
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from types import FrameType
 
 EXIT_OK = 0
 EXIT_SERVER = 1
@@ -82,12 +84,26 @@ def _generate(client: Client, args: argparse.Namespace) -> int:
         else:
             print(generation.text)
         return EXIT_OK
+    interrupted = False
     with client.stream(args.prompt, **options) as events:
-        for event in events:
-            if args.json:
-                output.print_json(output.event(event))
-            elif isinstance(event, Delta):
-                print(event.text, end="", flush=True)
+
+        def interrupt(_number: int, _frame: FrameType | None) -> None:
+            nonlocal interrupted
+            interrupted = True
+            events.close()
+
+        # No exception: one that a signal raises is lost in a destructor, and a fast stream runs many.
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            for event in events:
+                if args.json:
+                    output.print_json(output.event(event))
+                elif isinstance(event, Delta):
+                    print(event.text, end="", flush=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    if interrupted:
+        return EXIT_INTERRUPTED
     if not args.json:
         print()
     return EXIT_OK

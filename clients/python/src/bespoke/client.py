@@ -188,7 +188,7 @@ class EventStream(Iterator[Event]):
         self._call: Any = None
         self._closed = threading.Event()
         # A call that is started again and `close()` by another thread know of each other.
-        self._restart = threading.Lock()
+        self._restart = threading.RLock()
         self._start = start
         self._attempts = attempts
         self._has_begun = False
@@ -216,6 +216,9 @@ class EventStream(Iterator[Event]):
                 if self._closed.is_set():
                     raise StopIteration
                 self._call = self._start(self._attempts.timeout())
+                if self._closed.is_set():
+                    # By a signal's handler, meanwhile.
+                    self._call.cancel()
 
     def close(self) -> None:
         """Cancels what is left of the call. May be called twice and from another thread."""
