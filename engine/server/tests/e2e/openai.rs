@@ -217,8 +217,16 @@ async fn overload_and_drain_say_when_to_try_again() {
     .await;
     let mut held = long(&running, true).await;
     held.piece().await.unwrap();
-    let waits = long(&running, true).await;
-    let full = long(&running, true).await;
+    // One waits, and the next is refused; on a loaded machine the first may be over by then, and the one that waited runs.
+    let mut waits = Vec::new();
+    let full = loop {
+        let next = long(&running, true).await;
+        if next.status != 200 {
+            break next;
+        }
+        waits.push(next);
+        assert!(waits.len() < 20, "the queue is never full");
+    };
     assert_eq!((full.status, full.headers["retry-after"].to_str().unwrap()), (429, "1"));
     assert_eq!(full.json().await["error"]["code"], "queue_full");
     let http = running.http().to_owned();
