@@ -127,6 +127,10 @@ fn stops_end_an_answer(make: Make<'_>) {
     generate.stop.tokens = vec![token];
     let at = whole.ids(0).iter().position(|&id| id == token).unwrap();
     assert_eq!(run(&tiny.engine, generate.clone()).ids(0), whole.ids(0)[..=at]);
+    generate.min_new_tokens = 20;
+    let later = run(&tiny.engine, generate.clone()).ids(0);
+    assert!(later.iter().take(20).all(|&id| id != token) && later.len() > 20);
+    generate.min_new_tokens = 0;
     // An end token of the model ends too, and is told apart.
     let end = tiny.engine.model_info().end_ids[0];
     generate.stop.ignore_end = false;

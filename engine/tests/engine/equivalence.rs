@@ -1,7 +1,7 @@
 //! What must not depend on how a request is run: company, chunks, threads, choices, and how it is read.
 
 use crate::support::{Outcome, collect, greedy, run, seeded, start, tiny};
-use bespoke_engine::domain::{Continuation, FinishReason, Prompt, ScoreRequest};
+use bespoke_engine::domain::{Continuation, Prompt, ScoreRequest};
 use futures::executor::block_on;
 
 const PROMPTS: [&str; 6] =
@@ -118,40 +118,6 @@ fn the_text_is_that_of_the_tokens() {
         let text: String = deltas.iter().map(|delta| delta.text.as_str()).collect();
         assert_eq!(text, tiny.engine.tokenizer().decode(&ids, true).unwrap());
     }
-}
-
-#[test]
-fn echo_comes_before_the_answer() {
-    let tiny = tiny(|builder| builder);
-    let mut generate = greedy("say it", 8);
-    let plain = run(&tiny.engine, generate.clone()).text(0);
-    generate.echo = true;
-    assert_eq!(run(&tiny.engine, generate).text(0), format!("say it{plain}"));
-}
-
-#[test]
-fn stops_end_an_answer_before_them() {
-    let tiny = tiny(|builder| builder);
-    let whole = run(&tiny.engine, greedy("stop", 40));
-    let text = whole.text(0);
-    let start = text.char_indices().nth(text.chars().count() / 2).unwrap().0;
-    let stop: String = text[start..].chars().take(3).collect();
-    let mut generate = greedy("stop", 40);
-    generate.stop.strings = vec!["never to be found".into(), stop.clone()];
-    let stopped = run(&tiny.engine, generate.clone());
-    assert_eq!(stopped.text(0), text[..text.find(&stop).unwrap()]);
-    assert_eq!(stopped.finished.choices[0].reason, FinishReason::Stop);
-    generate.min_new_tokens = 40;
-    assert_eq!(run(&tiny.engine, generate).finished.choices[0].reason, FinishReason::Length);
-
-    let mut generate = greedy("stop", 40);
-    let token = whole.ids(0)[7];
-    generate.stop.tokens = vec![token];
-    let at = whole.ids(0).iter().position(|&id| id == token).unwrap();
-    assert_eq!(run(&tiny.engine, generate.clone()).ids(0), whole.ids(0)[..=at]);
-    generate.min_new_tokens = 20;
-    let later = run(&tiny.engine, generate).ids(0);
-    assert!(later.iter().take(20).all(|&id| id != token) && later.len() > 20);
 }
 
 #[test]
