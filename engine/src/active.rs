@@ -1,13 +1,16 @@
 //! An active request: from the moment the engine's thread takes it in until its terminal event.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use bespoke_domain::{
     Choice, Delta, Event, FinishReason, Finished, Request, RequestId, Started, Template, Timings, TokenId,
     TokenLogprob, Usage,
 };
 
-use crate::{EngineError, error::Stage, outlet::Outlet, sequence::Sequence};
+use crate::{EngineError, error::Stage, outlet::Outlet, sequence::Sequence, status::Status};
 
 /// How long a reader may make no room before its request ends. A slow reader holds neither a place nor blocks that others
 /// need, but its tokens and events stay in memory.
@@ -49,6 +52,15 @@ pub(crate) struct Active {
     deadline: Option<Instant>,
 }
 
+/// What a look at a request finds.
+pub(crate) enum Look {
+    /// It ends: [`Active::end_over`].
+    Over,
+    /// From now on it is parked, or no longer.
+    Parked(bool),
+    AsBefore,
+}
+
 impl Active {
     pub(crate) fn new(job: Job, sequences: Vec<Sequence>) -> Self {
         let usage = Usage { prompt_tokens: job.started.prompt_tokens, ..Usage::default() };
@@ -83,8 +95,29 @@ impl Active {
         self.first_token.is_some()
     }
 
+    /// Looks at the request between two steps: ends its choices where it is out of time, parks it while its reader is slow.
+    pub(crate) fn look(&mut self, now: Instant, status: &Status) -> Look {
+        if self.is_over(now) {
+            return Look::Over;
+        }
+        if self.is_out_of_time(now) {
+            if self.admit(now) {
+                status.num_waiting.fetch_sub(1, Ordering::SeqCst);
+            }
+            self.end_all(FinishReason::TimeLimit);
+            return Look::Over;
+        }
+        let slow = !self.waits() && self.is_slow();
+        if slow == self.parked_since.is_some() {
+            return Look::AsBefore;
+        }
+        self.parked_since = slow.then_some(now);
+        self.sequences.iter_mut().for_each(|sequence| sequence.last_token = None);
+        Look::Parked(slow)
+    }
+
     /// Whether the request ends from outside: nobody reads it any more, its deadline has come, or its reader has stalled.
-    pub(crate) fn is_over(&self, now: Instant) -> bool {
+    fn is_over(&self, now: Instant) -> bool {
         self.is_cancelled() || self.late(now).is_some() || self.is_stalled(now)
     }
 
@@ -93,7 +126,7 @@ impl Active {
     }
 
     /// Whether the reader is so slow that the next step's events may not fit.
-    pub(crate) fn is_slow(&self) -> bool {
+    fn is_slow(&self) -> bool {
         self.outlet.is_full()
     }
 
@@ -117,7 +150,7 @@ impl Active {
         self.parked_since.is_some_and(|since| now.duration_since(since) >= STALL_MAX)
     }
 
-    pub(crate) fn is_out_of_time(&self, now: Instant) -> bool {
+    fn is_out_of_time(&self, now: Instant) -> bool {
         self.request.time_limit.is_some_and(|limit| now.duration_since(self.arrived) >= limit)
     }
 
@@ -168,7 +201,7 @@ impl Active {
     }
 
     /// Ends the choices that have not ended. Their text that was held back is sent, where the reader has left room for it.
-    pub(crate) fn end_all(&mut self, reason: FinishReason) {
+    fn end_all(&mut self, reason: FinishReason) {
         let room = !self.outlet.is_full();
         for sequence in self.sequences.iter_mut().filter(|sequence| sequence.end.is_none()) {
             let text = sequence.end_now(reason, None);

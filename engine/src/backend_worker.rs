@@ -14,7 +14,7 @@ use bespoke_domain::{Delta, FinishReason, TokenId};
 
 use crate::{
     EngineError,
-    active::{Active, Job},
+    active::{Active, Job, Look},
     backend::{Backend, BackendError, Bell},
     language::Language,
     sampler::Sampler,
@@ -144,26 +144,10 @@ impl BackendWorker {
     /// Ends requests that are cancelled, late or out of time, and parks those whose readers are slow.
     fn end_what_is_over(&mut self) {
         let now = Instant::now();
-        let mut over = Vec::new();
-        for (&id, Guest { active, .. }) in &mut self.guests {
-            if active.is_over(now) {
-                over.push(id);
-                continue;
-            }
-            if active.is_out_of_time(now) {
-                if active.admit(now) {
-                    self.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
-                }
-                active.end_all(FinishReason::TimeLimit);
-                over.push(id);
-                continue;
-            }
-            let slow = !active.waits() && active.is_slow();
-            if slow != active.parked_since.is_some() {
-                active.parked_since = slow.then_some(now);
-                active.sequences.iter_mut().for_each(|sequence| sequence.last_token = None);
-            }
-        }
+        let look = |(&id, Guest { active, .. }): (&u64, &mut Guest)| {
+            matches!(active.look(now, &self.status), Look::Over).then_some(id)
+        };
+        let over: Vec<u64> = self.guests.iter_mut().filter_map(look).collect();
         for id in over {
             if let Some(active) = self.remove(id) {
                 active.end_over(now);

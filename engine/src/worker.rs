@@ -15,7 +15,7 @@ use bespoke_model::{KvCache, Model, Step, StepRow, Workspace};
 
 use crate::{
     EngineError,
-    active::{Active, Job},
+    active::{Active, Job, Look},
     block_pool::Prefix,
     draft::draft,
     language::Language,
@@ -121,25 +121,14 @@ impl Worker {
         let now = Instant::now();
         let mut over = Vec::new();
         for (&id, active) in &mut self.active {
-            if active.is_over(now) {
-                over.push(id);
-                continue;
-            }
-            if active.is_out_of_time(now) {
-                if active.admit(now) {
-                    self.status.num_waiting.fetch_sub(1, Ordering::SeqCst);
+            match active.look(now, &self.status) {
+                Look::Over => over.push(id),
+                Look::Parked(parked) => {
+                    for sequence in &active.sequences {
+                        self.scheduler.set_parked(SequenceKey { request: id, choice: sequence.choice }, parked);
+                    }
                 }
-                active.end_all(FinishReason::TimeLimit);
-                over.push(id);
-                continue;
-            }
-            let slow = !active.waits() && active.is_slow();
-            if slow != active.parked_since.is_some() {
-                active.parked_since = slow.then_some(now);
-                for sequence in &mut active.sequences {
-                    sequence.last_token = None;
-                    self.scheduler.set_parked(SequenceKey { request: id, choice: sequence.choice }, slow);
-                }
+                Look::AsBefore => {}
             }
         }
         for id in over {
