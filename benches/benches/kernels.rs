@@ -147,8 +147,9 @@ fn attention(c: &mut Criterion) {
     let (heads, keys) = (9, 512);
     let blocks: Vec<u32> = (0..(keys / shape.block_tokens) as u32).rev().collect();
     for (num_rows, dtype) in [1, 64, 512].into_iter().flat_map(|rows| KvDType::ALL.map(|dtype| (rows, dtype))) {
-        let [k, v] = [(); 2].map(|()| {
-            let mut buffer = KvBuffer::new(dtype, shape, blocks.len());
+        let makes: [fn(KvDType, KvShape, usize) -> KvBuffer; 2] = [KvBuffer::keys, KvBuffer::values];
+        let [k, v] = makes.map(|make| {
+            let mut buffer = make(dtype, shape, blocks.len());
             let row = floats(shape.kv_heads * shape.head_dim);
             (0..keys).for_each(|place| buffer.write(place / shape.block_tokens, place % shape.block_tokens, &row));
             buffer

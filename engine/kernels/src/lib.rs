@@ -26,6 +26,7 @@ mod matmul;
 mod matrix;
 mod packed;
 mod pool;
+mod prefetch;
 mod quantized;
 mod reduce;
 mod roofline;

@@ -6,7 +6,6 @@ use crate::quantized::Sink;
 use crate::{DType, Isa, RopeStyle, attention, dequantize, elementwise, matmul, packed, quantized};
 
 type Dot4 = unsafe fn(DType, [&[u8]; 4], usize, &[f32]) -> [f32; 4];
-type Attend = unsafe fn(&mut attention::blocked::Block, &attention::blocked::Chunk<'_>);
 type Weigh = unsafe fn(&mut [f32], f32, &[f32], &[&[f32]]);
 
 /// One function per kernel, all for the same instruction set.
@@ -41,7 +40,7 @@ pub(crate) struct Table {
     pub(crate) weigh: Weigh,
     /// One chunk of keys for a block of queries, and what heads must be a multiple of, where the instruction set has a
     /// function for that; otherwise rows are computed one by one with `tile`, `softmax` and `weigh`.
-    pub(crate) attend: Option<(Attend, usize)>,
+    pub(crate) attend: Option<(attention::blocked::Step, usize)>,
     /// `1 / sqrt(mean(x^2) + eps)` of one row, the factor of `rms_norm`.
     pub(crate) rms_factor: unsafe fn(&[f32], f32) -> f32,
     /// `out = x * factor * weight`.

@@ -6,7 +6,7 @@ use crate::{ModelConfig, ModelError};
 
 /// The keys and values of every layer.
 ///
-/// **Shapes**: for each layer k and v `(B, K, S, E)`. The memory is zeroed lazily by the system: a block costs nothing before
+/// **Shapes**: for each layer k `(B, K, E, S)` and v `(B, K, S, E)`. The memory is zeroed lazily by the system: a block costs nothing before
 /// its first write.
 pub struct KvCache {
     shape: KvShape,
@@ -29,8 +29,8 @@ impl KvCache {
         assert!(num_blocks > 0 && block_tokens > 0, "a cache has at least one block of one slot");
         KvCache::block_bytes(config, dtype, block_tokens)?;
         let shape = KvShape { block_tokens, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
-        let buffer = || KvBuffer::new(dtype, shape, num_blocks);
-        let layers = (0..config.num_layers).map(|_| (buffer(), buffer())).collect();
+        let layer = |_| (KvBuffer::keys(dtype, shape, num_blocks), KvBuffer::values(dtype, shape, num_blocks));
+        let layers = (0..config.num_layers).map(layer).collect();
         Ok(KvCache { shape, num_blocks, layers })
     }
 

@@ -1,38 +1,43 @@
 //! One chunk of keys for a block of queries, with AVX2. Heads are whole vectors of eight.
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 
 use super::avx2::softmax;
 use super::blocked::{Block, Chunk, HEAD_DIM_MAX, SCORE_TILE, VECTORS};
-use super::{CHUNK, Scores};
+use super::kv::{FLOATS, Float};
+use super::{CHUNK, HALF, Scores};
 
 /// Elements of a register; a head is a multiple of it.
 pub(crate) const LANES: usize = 8;
 /// Queries, or outputs, that are summed together: 6 x 2 sums, two keys or values and a factor take 15 of the 16 registers.
 const TILE: usize = 6;
-/// Registers of keys, or of an output, that are summed together.
+/// Registers of keys, half a chunk, or of an output, that are summed together.
 const WIDE: usize = 2;
-
-/// A key that is not there.
-static NO_KEY: [f32; HEAD_DIM_MAX] = [0.0; HEAD_DIM_MAX];
 
 /// Scores a chunk and adds its weighted values to the outputs.
 ///
 /// # Safety
-/// The outputs of the block are valid for `head_dim` floats each and accessed by nobody else.
+/// As [`Step`](super::blocked::Step).
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn step(block: &mut Block, chunk: &Chunk<'_>) {
-    let (head_dim, num) = (block.head_dim, chunk.keys.len());
-    assert!(block.num_vectors <= VECTORS && head_dim <= HEAD_DIM_MAX, "vectors of a block");
-    assert!(head_dim.is_multiple_of(LANES), "a head of {head_dim} is not whole vectors");
-    assert!(chunk.first_lane + num <= CHUNK && chunk.values.len() == num, "keys of a chunk");
-    assert!(chunk.keys.iter().chain(chunk.values).all(|row| row.len() == head_dim), "elements of a key or value");
-    // Keys `(head_dim, CHUNK)`; a vector each, so that it is aligned.
-    let mut turned = [const { MaybeUninit::<__m256>::uninit() }; HEAD_DIM_MAX * CHUNK / LANES];
-    let turned = turned.as_mut_ptr().cast::<f32>();
-    // SAFETY: `turned` has room for `head_dim` rows, and the keys are as long.
-    unsafe { turn(chunk, head_dim, turned) };
+pub(crate) unsafe fn step(block: &mut Block, chunk: &Chunk) {
+    assert!(block.num_vectors <= VECTORS && block.head_dim <= HEAD_DIM_MAX, "vectors of a block");
+    assert!(block.head_dim.is_multiple_of(LANES), "a head of {} is not whole vectors", block.head_dim);
+    assert!(chunk.first_lane + chunk.num <= CHUNK, "keys of a chunk");
+    // SAFETY: the caller's promise, and the assertions.
+    unsafe {
+        match chunk.float {
+            Float::F32 => step_of::<{ Float::F32 as usize }>(block, chunk),
+            Float::F16 => step_of::<{ Float::F16 as usize }>(block, chunk),
+            Float::Bf16 => step_of::<{ Float::Bf16 as usize }>(block, chunk),
+        }
+    }
+}
+
+/// # Safety
+/// As `step`, which has asserted the lengths, of elements of format `FLOAT`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn step_of<const FLOAT: usize>(block: &mut Block, chunk: &Chunk) {
+    let head_dim = block.head_dim;
     let mut corrections = [1.0; VECTORS];
     for first in (0..block.num_vectors).step_by(TILE) {
         let tile = first..block.num_vectors.min(first + TILE);
@@ -43,9 +48,9 @@ pub(crate) unsafe fn step(block: &mut Block, chunk: &Chunk<'_>) {
         let packed = first / SCORE_TILE * SCORE_TILE;
         let width = SCORE_TILE.min(block.num_vectors - packed);
         let queries = &block.queries[packed * head_dim + first - packed..(packed + width) * head_dim];
-        // SAFETY: the queries of every vector are written, `turn` has filled `head_dim` rows, the assertions bound the rest.
+        // SAFETY: the caller's promise.
         unsafe {
-            score(queries.as_ptr().cast(), (head_dim, width), turned, &mut block.scores[tile.clone()]);
+            score::<FLOAT>(queries.as_ptr().cast(), (head_dim, width), chunk, &mut block.scores[tile.clone()]);
             for vector in tile.clone() {
                 corrections[vector] = weights(block, vector);
             }
@@ -55,7 +60,7 @@ pub(crate) unsafe fn step(block: &mut Block, chunk: &Chunk<'_>) {
                 scores: &block.scores[tile],
                 chunk,
             };
-            weigh(&sums, head_dim);
+            weigh::<FLOAT>(&sums, head_dim);
         }
     }
 }
@@ -76,69 +81,42 @@ fn weights(block: &mut Block, vector: usize) -> f32 {
     softmax(scores, block.scale, &mut block.softmax[vector])
 }
 
-/// Turns the keys of a chunk; lanes without a key become 0.
+/// Eight elements.
 ///
 /// # Safety
-/// Every key holds `head_dim` floats, whole vectors, and `out` has room for as many rows of `CHUNK`.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn turn(chunk: &Chunk<'_>, head_dim: usize, out: *mut f32) {
-    let mut keys = [NO_KEY.as_ptr(); CHUNK];
-    for (to, key) in keys[chunk.first_lane..].iter_mut().zip(chunk.keys) {
-        *to = key.as_ptr();
-    }
-    for (eight, first_lane) in keys.as_chunks::<LANES>().0.iter().zip((0..).step_by(LANES)) {
-        for at in (0..head_dim).step_by(LANES) {
-            // SAFETY: the caller's promise.
-            let columns = transpose(eight.map(|key| unsafe { _mm256_loadu_ps(key.add(at)) }));
-            for (column, values) in columns.into_iter().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { _mm256_storeu_ps(out.add((at + column) * CHUNK + first_lane), values) };
-            }
-        }
-    }
-}
-
-/// Transposes 8 x 8 floats.
+/// `at` points to as many elements of format `FLOAT`, little-endian.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn transpose(rows: [__m256; LANES]) -> [__m256; LANES] {
-    // 4 x 4 within each half: `quads[4 i + c]` holds columns c and 4 + c of rows 4 i to 4 i + 3.
-    let mut quads = [_mm256_setzero_ps(); LANES];
-    for i in 0..2 {
-        let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
-        let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-        let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
-        quads[4 * i] = _mm256_shuffle_ps::<0b01_00_01_00>(ab_low, cd_low);
-        quads[4 * i + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(ab_low, cd_low);
-        quads[4 * i + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high);
-        quads[4 * i + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high);
+unsafe fn load<const FLOAT: usize>(at: *const u8) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if FLOAT == Float::F32 as usize {
+            _mm256_loadu_ps(at.cast())
+        } else if FLOAT == Float::F16 as usize {
+            _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))
+        } else {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()))))
+        }
     }
-    // Then the halves themselves.
-    let mut columns = [_mm256_setzero_ps(); LANES];
-    for c in 0..4 {
-        columns[c] = _mm256_permute2f128_ps::<0x20>(quads[c], quads[4 + c]);
-        columns[4 + c] = _mm256_permute2f128_ps::<0x31>(quads[c], quads[4 + c]);
-    }
-    columns
 }
 
 /// Dots the queries of a tile with all keys of a chunk.
 ///
 /// # Safety
-/// `queries` points into `head_dim` rows of `width`, all written, with as many left in a row as there are scores; `turned` holds as many
-/// rows of `CHUNK`.
+/// `queries` points into `head_dim` rows of `width`, all written, with as many left in a row as there are scores; the chunk is of format
+/// `FLOAT`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn score(queries: *const f32, shape: (usize, usize), turned: *const f32, scores: &mut [Scores]) {
+unsafe fn score<const FLOAT: usize>(queries: *const f32, shape: (usize, usize), chunk: &Chunk, scores: &mut [Scores]) {
     // SAFETY: the caller's promise.
     unsafe {
         match scores.len() {
             0 => {}
-            1 => score_rows::<1>(queries, shape, turned, scores),
-            2 => score_rows::<2>(queries, shape, turned, scores),
-            3 => score_rows::<3>(queries, shape, turned, scores),
-            4 => score_rows::<4>(queries, shape, turned, scores),
-            5 => score_rows::<5>(queries, shape, turned, scores),
-            _ => score_rows::<TILE>(queries, shape, turned, scores),
+            1 => score_rows::<FLOAT, 1>(queries, shape, chunk, scores),
+            2 => score_rows::<FLOAT, 2>(queries, shape, chunk, scores),
+            3 => score_rows::<FLOAT, 3>(queries, shape, chunk, scores),
+            4 => score_rows::<FLOAT, 4>(queries, shape, chunk, scores),
+            5 => score_rows::<FLOAT, 5>(queries, shape, chunk, scores),
+            _ => score_rows::<FLOAT, TILE>(queries, shape, chunk, scores),
         }
     }
 }
@@ -146,18 +124,19 @@ unsafe fn score(queries: *const f32, shape: (usize, usize), turned: *const f32, 
 /// # Safety
 /// As `score`, of `N` vectors.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn score_rows<const N: usize>(
+unsafe fn score_rows<const FLOAT: usize, const N: usize>(
     queries: *const f32,
     (head_dim, width): (usize, usize),
-    turned: *const f32,
+    chunk: &Chunk,
     scores: &mut [Scores],
 ) {
-    for first_lane in (0..CHUNK).step_by(WIDE * LANES) {
+    let size = const { FLOATS[FLOAT].size() };
+    for (keys, first_lane) in chunk.keys.into_iter().zip((0..).step_by(HALF)) {
         let mut sums = [[_mm256_setzero_ps(); WIDE]; N];
         for d in 0..head_dim {
             // SAFETY: the caller's promise.
             let keys: [__m256; WIDE] =
-                std::array::from_fn(|i| unsafe { _mm256_loadu_ps(turned.add(d * CHUNK + first_lane + i * LANES)) });
+                std::array::from_fn(|i| unsafe { load::<FLOAT>(keys.add(d * chunk.key_stride + i * LANES * size)) });
             for (i, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: the caller's promise.
                 let query = _mm256_set1_ps(unsafe { *queries.add(d * width + i) });
@@ -180,7 +159,7 @@ struct WeighTile<'a> {
     out: &'a [*mut f32],
     corrections: &'a [f32],
     scores: &'a [Scores],
-    chunk: &'a Chunk<'a>,
+    chunk: &'a Chunk,
 }
 
 /// `out = out * correction + sum_j weight_j value_j`, in order of `j`.
@@ -188,17 +167,17 @@ struct WeighTile<'a> {
 /// # Safety
 /// The outputs and the values of the chunk hold `head_dim` floats, whole vectors.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn weigh(tile: &WeighTile<'_>, head_dim: usize) {
+unsafe fn weigh<const FLOAT: usize>(tile: &WeighTile<'_>, head_dim: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.out.len() {
             0 => {}
-            1 => weigh_rows::<1>(tile, head_dim),
-            2 => weigh_rows::<2>(tile, head_dim),
-            3 => weigh_rows::<3>(tile, head_dim),
-            4 => weigh_rows::<4>(tile, head_dim),
-            5 => weigh_rows::<5>(tile, head_dim),
-            _ => weigh_rows::<TILE>(tile, head_dim),
+            1 => weigh_rows::<FLOAT, 1>(tile, head_dim),
+            2 => weigh_rows::<FLOAT, 2>(tile, head_dim),
+            3 => weigh_rows::<FLOAT, 3>(tile, head_dim),
+            4 => weigh_rows::<FLOAT, 4>(tile, head_dim),
+            5 => weigh_rows::<FLOAT, 5>(tile, head_dim),
+            _ => weigh_rows::<FLOAT, TILE>(tile, head_dim),
         }
     }
 }
@@ -206,16 +185,16 @@ unsafe fn weigh(tile: &WeighTile<'_>, head_dim: usize) {
 /// # Safety
 /// As `weigh`, of `N` vectors.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn weigh_rows<const N: usize>(tile: &WeighTile<'_>, head_dim: usize) {
+unsafe fn weigh_rows<const FLOAT: usize, const N: usize>(tile: &WeighTile<'_>, head_dim: usize) {
     let mut at = 0;
     // SAFETY: the caller's promise: `at` plus the registers of each call stays within `head_dim`.
     unsafe {
         while at + WIDE * LANES <= head_dim {
-            weigh_registers::<N, WIDE>(tile, at);
+            weigh_registers::<FLOAT, N, WIDE>(tile, at);
             at += WIDE * LANES;
         }
         if at < head_dim {
-            weigh_registers::<N, 1>(tile, at);
+            weigh_registers::<FLOAT, N, 1>(tile, at);
         }
     }
 }
@@ -224,7 +203,8 @@ unsafe fn weigh_rows<const N: usize>(tile: &WeighTile<'_>, head_dim: usize) {
 /// The tile has `N` vectors; outputs and values hold `W` registers from `at` on.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn weigh_registers<const N: usize, const W: usize>(tile: &WeighTile<'_>, at: usize) {
+unsafe fn weigh_registers<const FLOAT: usize, const N: usize, const W: usize>(tile: &WeighTile<'_>, at: usize) {
+    let size = const { FLOATS[FLOAT].size() };
     let weights = tile.scores.as_ptr().cast::<f32>().wrapping_add(tile.chunk.first_lane);
     let mut sums = [[_mm256_setzero_ps(); W]; N];
     for (n, sums) in sums.iter_mut().enumerate() {
@@ -234,10 +214,9 @@ unsafe fn weigh_registers<const N: usize, const W: usize>(tile: &WeighTile<'_>, 
             *sum = _mm256_mul_ps(unsafe { _mm256_loadu_ps(tile.out[n].add(at + i * LANES)) }, correction);
         }
     }
-    for (j, value) in tile.chunk.values.iter().enumerate() {
+    for (j, value) in tile.chunk.values[..tile.chunk.num].iter().enumerate() {
         // SAFETY: the caller's promise.
-        let value: [__m256; W] =
-            std::array::from_fn(|i| unsafe { _mm256_loadu_ps(value.as_ptr().add(at + i * LANES)) });
+        let value: [__m256; W] = std::array::from_fn(|i| unsafe { load::<FLOAT>(value.add((at + i * LANES) * size)) });
         for (n, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the weights of vector `n` are `CHUNK` floats, of which the chunk's values have `first_lane..`.
             let weight = _mm256_set1_ps(unsafe { *weights.add(n * CHUNK + j) });

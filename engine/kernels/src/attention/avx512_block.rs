@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::avx512::softmax;
 use super::blocked::{Block, Chunk, HEAD_DIM_MAX, SCORE_TILE, VECTORS};
+use super::kv::{FLOATS, Float};
 use super::{CHUNK, Scores};
 
 const LANES: usize = 16;
@@ -13,34 +14,39 @@ const WEIGH_TILE: usize = 6;
 /// Registers of an output that are summed together: a head of 64.
 const WIDE: usize = 4;
 
-/// A key that is not there.
-static NO_KEY: [f32; HEAD_DIM_MAX] = [0.0; HEAD_DIM_MAX];
-
 /// Scores a chunk and adds its weighted values to the outputs.
 ///
 /// # Safety
-/// The outputs of the block are valid for `head_dim` floats each and accessed by nobody else.
+/// As [`Step`](super::blocked::Step).
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(crate) unsafe fn step(block: &mut Block, chunk: &Chunk<'_>) {
-    let (head_dim, num) = (block.head_dim, chunk.keys.len());
-    assert!(block.num_vectors <= VECTORS && head_dim <= HEAD_DIM_MAX, "vectors of a block");
-    assert!(chunk.first_lane + num <= CHUNK && chunk.values.len() == num, "keys of a chunk");
-    assert!(chunk.keys.iter().chain(chunk.values).all(|row| row.len() == head_dim), "elements of a key or value");
-    // Keys `(head_dim, CHUNK)`; a vector each, so that it is aligned.
-    let mut turned = [const { MaybeUninit::<__m512>::uninit() }; HEAD_DIM_MAX * CHUNK / LANES];
-    let turned = turned.as_mut_ptr().cast::<f32>();
+pub(crate) unsafe fn step(block: &mut Block, chunk: &Chunk) {
+    assert!(block.num_vectors <= VECTORS && block.head_dim <= HEAD_DIM_MAX, "vectors of a block");
+    assert!(chunk.first_lane + chunk.num <= CHUNK, "keys of a chunk");
+    // SAFETY: the caller's promise, and the assertions.
+    unsafe {
+        match chunk.float {
+            Float::F32 => step_of::<{ Float::F32 as usize }>(block, chunk),
+            Float::F16 => step_of::<{ Float::F16 as usize }>(block, chunk),
+            Float::Bf16 => step_of::<{ Float::Bf16 as usize }>(block, chunk),
+        }
+    }
+}
+
+/// # Safety
+/// As `step`, which has asserted the lengths, of elements of format `FLOAT`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn step_of<const FLOAT: usize>(block: &mut Block, chunk: &Chunk) {
+    let head_dim = block.head_dim;
     let scores = &mut block.scores;
     let mut corrections = [1.0; VECTORS];
-    // SAFETY: `turn` fills the first `head_dim` rows, which `score` reads; the assertions above bound the rest.
-    unsafe { turn(chunk, head_dim, turned) };
     for first in (0..block.num_vectors).step_by(SCORE_TILE) {
         let width = SCORE_TILE.min(block.num_vectors - first);
         if block.lanes[first..first + width].iter().all(|(start, end)| start >= end) {
             continue;
         }
         let queries = &block.queries[first * head_dim..(first + width) * head_dim];
-        // SAFETY: the queries of every vector are written; `turned` as above.
-        unsafe { score(queries, head_dim, turned, &mut scores[first..first + width]) };
+        // SAFETY: the caller's promise.
+        unsafe { score::<FLOAT>(queries, head_dim, chunk, &mut scores[first..first + width]) };
     }
     for vector in 0..block.num_vectors {
         let (start, end) = block.lanes[vector];
@@ -66,95 +72,86 @@ pub(crate) unsafe fn step(block: &mut Block, chunk: &Chunk<'_>) {
             scores: &scores[first..first + width],
             chunk,
         };
-        // SAFETY: the caller's promise, and the assertions above.
-        unsafe { weigh(&tile, head_dim) };
+        // SAFETY: the caller's promise.
+        unsafe { weigh::<FLOAT>(&tile, head_dim) };
     }
 }
 
-/// Turns the keys of a chunk; lanes without a key become 0.
+/// Sixteen elements.
 ///
 /// # Safety
-/// Every key holds `head_dim` floats, and `out` has room for as many rows of `CHUNK`.
+/// `at` points to as many elements of format `FLOAT`, little-endian.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn turn(chunk: &Chunk<'_>, head_dim: usize, out: *mut f32) {
-    let mut keys = [NO_KEY.as_ptr(); CHUNK];
-    for (to, key) in keys[chunk.first_lane..].iter_mut().zip(chunk.keys) {
-        *to = key.as_ptr();
-    }
-    for first_lane in [0, LANES] {
-        for at in (0..head_dim).step_by(LANES) {
-            let left = head_dim - at;
-            let mask: __mmask16 = if left < LANES { (1 << left) - 1 } else { !0 };
-            let mut rows = [_mm512_setzero_ps(); LANES];
-            for (key, row) in keys[first_lane..].iter().zip(&mut rows) {
-                // SAFETY: the caller's promise; the mask ends with the key.
-                *row = unsafe { _mm512_maskz_loadu_ps(mask, key.add(at)) };
-            }
-            let columns = transpose(rows);
-            for (column, values) in columns.iter().take(left).enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { _mm512_storeu_ps(out.add((at + column) * CHUNK + first_lane), *values) };
-            }
+#[inline]
+unsafe fn load<const FLOAT: usize>(at: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if FLOAT == Float::F32 as usize {
+            _mm512_loadu_ps(at.cast())
+        } else if FLOAT == Float::F16 as usize {
+            _mm512_cvtph_ps(_mm256_loadu_si256(at.cast()))
+        } else {
+            upper_halves(_mm256_loadu_si256(at.cast()))
         }
     }
 }
 
-/// Transposes 16 x 16 floats.
+/// The elements of a mask; the others are 0.
+///
+/// # Safety
+/// As `load`, for the elements of the mask.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 #[inline]
-fn transpose(rows: [__m512; LANES]) -> [__m512; LANES] {
-    let zero = _mm512_setzero_ps();
-    // 4 x 4 within each quarter: `quads[4 i + c]` holds columns c, 4 + c, 8 + c, 12 + c of rows 4 i to 4 i + 3.
-    let mut quads = [zero; LANES];
-    for i in 0..4 {
-        let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
-        let ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-        let ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-        let cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-        let cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-        quads[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low));
-        quads[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low));
-        quads[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
-        quads[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
+unsafe fn load_masked<const FLOAT: usize>(mask: __mmask16, at: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if mask == !0 {
+            load::<FLOAT>(at)
+        } else if FLOAT == Float::F32 as usize {
+            _mm512_maskz_loadu_ps(mask, at.cast())
+        } else if FLOAT == Float::F16 as usize {
+            _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast()))
+        } else {
+            upper_halves(_mm256_maskz_loadu_epi16(mask, at.cast()))
+        }
     }
-    // Then the quarters themselves.
-    let mut columns = [zero; LANES];
-    for c in 0..4 {
-        let even_ab = _mm512_shuffle_f32x4::<0x88>(quads[c], quads[4 + c]);
-        let odd_ab = _mm512_shuffle_f32x4::<0xDD>(quads[c], quads[4 + c]);
-        let even_cd = _mm512_shuffle_f32x4::<0x88>(quads[8 + c], quads[12 + c]);
-        let odd_cd = _mm512_shuffle_f32x4::<0xDD>(quads[8 + c], quads[12 + c]);
-        columns[c] = _mm512_shuffle_f32x4::<0x88>(even_ab, even_cd);
-        columns[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd_ab, odd_cd);
-        columns[8 + c] = _mm512_shuffle_f32x4::<0xDD>(even_ab, even_cd);
-        columns[12 + c] = _mm512_shuffle_f32x4::<0xDD>(odd_ab, odd_cd);
-    }
-    columns
+}
+
+/// Floats of which only the upper halves are given.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+#[inline]
+fn upper_halves(halves: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
 }
 
 /// Dots the queries of a tile with all keys of a chunk.
 ///
 /// # Safety
-/// `queries` holds `head_dim` rows as wide as the tile, all written, `turned` as many of `CHUNK`.
+/// `queries` holds `head_dim` rows as wide as the tile, all written; the chunk is of format `FLOAT`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn score(queries: &[MaybeUninit<f32>], head_dim: usize, turned: *const f32, scores: &mut [Scores]) {
+unsafe fn score<const FLOAT: usize>(
+    queries: &[MaybeUninit<f32>],
+    head_dim: usize,
+    chunk: &Chunk,
+    scores: &mut [Scores],
+) {
     assert!(queries.len() >= head_dim * scores.len(), "queries of a tile");
     // SAFETY: the caller's promise, and the assertion.
     unsafe {
         match scores.len() {
             0 => {}
-            1 => score_rows::<1>(queries, head_dim, turned, scores),
-            2 => score_rows::<2>(queries, head_dim, turned, scores),
-            3 => score_rows::<3>(queries, head_dim, turned, scores),
-            4 => score_rows::<4>(queries, head_dim, turned, scores),
-            5 => score_rows::<5>(queries, head_dim, turned, scores),
-            6 => score_rows::<6>(queries, head_dim, turned, scores),
-            7 => score_rows::<7>(queries, head_dim, turned, scores),
-            8 => score_rows::<8>(queries, head_dim, turned, scores),
-            9 => score_rows::<9>(queries, head_dim, turned, scores),
-            10 => score_rows::<10>(queries, head_dim, turned, scores),
-            11 => score_rows::<11>(queries, head_dim, turned, scores),
-            _ => score_rows::<12>(queries, head_dim, turned, scores),
+            1 => score_rows::<FLOAT, 1>(queries, head_dim, chunk, scores),
+            2 => score_rows::<FLOAT, 2>(queries, head_dim, chunk, scores),
+            3 => score_rows::<FLOAT, 3>(queries, head_dim, chunk, scores),
+            4 => score_rows::<FLOAT, 4>(queries, head_dim, chunk, scores),
+            5 => score_rows::<FLOAT, 5>(queries, head_dim, chunk, scores),
+            6 => score_rows::<FLOAT, 6>(queries, head_dim, chunk, scores),
+            7 => score_rows::<FLOAT, 7>(queries, head_dim, chunk, scores),
+            8 => score_rows::<FLOAT, 8>(queries, head_dim, chunk, scores),
+            9 => score_rows::<FLOAT, 9>(queries, head_dim, chunk, scores),
+            10 => score_rows::<FLOAT, 10>(queries, head_dim, chunk, scores),
+            11 => score_rows::<FLOAT, 11>(queries, head_dim, chunk, scores),
+            _ => score_rows::<FLOAT, 12>(queries, head_dim, chunk, scores),
         }
     }
 }
@@ -162,17 +159,17 @@ unsafe fn score(queries: &[MaybeUninit<f32>], head_dim: usize, turned: *const f3
 /// # Safety
 /// As `score`, of `N` vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn score_rows<const N: usize>(
+unsafe fn score_rows<const FLOAT: usize, const N: usize>(
     queries: &[MaybeUninit<f32>],
     head_dim: usize,
-    turned: *const f32,
+    chunk: &Chunk,
     scores: &mut [Scores],
 ) {
     let mut sums = [[_mm512_setzero_ps(); 2]; N];
     let queries = queries.as_ptr().cast::<f32>();
     for d in 0..head_dim {
         // SAFETY: the caller's promise.
-        let keys = unsafe { [_mm512_loadu_ps(turned.add(d * CHUNK)), _mm512_loadu_ps(turned.add(d * CHUNK + LANES))] };
+        let keys = chunk.keys.map(|keys| unsafe { load::<FLOAT>(keys.add(d * chunk.key_stride)) });
         for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
             let query = _mm512_set1_ps(unsafe { *queries.add(d * N + i) });
@@ -194,7 +191,7 @@ struct WeighTile<'a> {
     out: &'a [*mut f32],
     corrections: &'a [f32],
     scores: &'a [Scores],
-    chunk: &'a Chunk<'a>,
+    chunk: &'a Chunk,
 }
 
 /// `out = out * correction + sum_j weight_j value_j`, in order of `j`.
@@ -202,17 +199,17 @@ struct WeighTile<'a> {
 /// # Safety
 /// The outputs and the values of the chunk hold `head_dim` floats.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn weigh(tile: &WeighTile<'_>, head_dim: usize) {
+unsafe fn weigh<const FLOAT: usize>(tile: &WeighTile<'_>, head_dim: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.out.len() {
             0 => {}
-            1 => weigh_rows::<1>(tile, head_dim),
-            2 => weigh_rows::<2>(tile, head_dim),
-            3 => weigh_rows::<3>(tile, head_dim),
-            4 => weigh_rows::<4>(tile, head_dim),
-            5 => weigh_rows::<5>(tile, head_dim),
-            _ => weigh_rows::<WEIGH_TILE>(tile, head_dim),
+            1 => weigh_rows::<FLOAT, 1>(tile, head_dim),
+            2 => weigh_rows::<FLOAT, 2>(tile, head_dim),
+            3 => weigh_rows::<FLOAT, 3>(tile, head_dim),
+            4 => weigh_rows::<FLOAT, 4>(tile, head_dim),
+            5 => weigh_rows::<FLOAT, 5>(tile, head_dim),
+            _ => weigh_rows::<FLOAT, WEIGH_TILE>(tile, head_dim),
         }
     }
 }
@@ -220,20 +217,20 @@ unsafe fn weigh(tile: &WeighTile<'_>, head_dim: usize) {
 /// # Safety
 /// As `weigh`, of `N` vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn weigh_rows<const N: usize>(tile: &WeighTile<'_>, head_dim: usize) {
+unsafe fn weigh_rows<const FLOAT: usize, const N: usize>(tile: &WeighTile<'_>, head_dim: usize) {
     let mut at = 0;
     // SAFETY: the caller's promise: `at` plus the registers of each call, cut by the mask, stays within `head_dim`.
     unsafe {
         while at + WIDE * LANES <= head_dim {
-            weigh_registers::<N, WIDE>(tile, at, !0);
+            weigh_registers::<FLOAT, N, WIDE>(tile, at, !0);
             at += WIDE * LANES;
         }
         while at + LANES <= head_dim {
-            weigh_registers::<N, 1>(tile, at, !0);
+            weigh_registers::<FLOAT, N, 1>(tile, at, !0);
             at += LANES;
         }
         if at < head_dim {
-            weigh_registers::<N, 1>(tile, at, (1 << (head_dim - at)) - 1);
+            weigh_registers::<FLOAT, N, 1>(tile, at, (1 << (head_dim - at)) - 1);
         }
     }
 }
@@ -242,7 +239,12 @@ unsafe fn weigh_rows<const N: usize>(tile: &WeighTile<'_>, head_dim: usize) {
 /// The tile has `N` vectors; outputs and values hold `W` registers from `at` on, cut by the mask.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 #[inline]
-unsafe fn weigh_registers<const N: usize, const W: usize>(tile: &WeighTile<'_>, at: usize, mask: __mmask16) {
+unsafe fn weigh_registers<const FLOAT: usize, const N: usize, const W: usize>(
+    tile: &WeighTile<'_>,
+    at: usize,
+    mask: __mmask16,
+) {
+    let size = const { FLOATS[FLOAT].size() };
     let weights = tile.scores.as_ptr().cast::<f32>();
     let mut sums = [[_mm512_setzero_ps(); W]; N];
     for (i, sums) in sums.iter_mut().enumerate() {
@@ -253,11 +255,11 @@ unsafe fn weigh_registers<const N: usize, const W: usize>(tile: &WeighTile<'_>, 
             *sum = _mm512_mul_ps(before, correction);
         }
     }
-    for (lane, value) in (tile.chunk.first_lane..).zip(tile.chunk.values) {
+    for (lane, value) in (tile.chunk.first_lane..).zip(&tile.chunk.values[..tile.chunk.num]) {
         let mut values = [_mm512_setzero_ps(); W];
         for (w, part) in values.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
-            *part = unsafe { _mm512_maskz_loadu_ps(mask, value.as_ptr().add(at + w * LANES)) };
+            *part = unsafe { load_masked::<FLOAT>(mask, value.add((at + w * LANES) * size)) };
         }
         for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the scores of `N` vectors lie one after the other, and `lane` is below `CHUNK`.

@@ -1,5 +1,5 @@
-//! Attention of a block of query rows at once: the keys of a chunk are read, and turned so that a vector holds sixteen
-//! keys, once for all rows of one sequence in the block and all query heads of their key head.
+//! Attention of a block of query rows at once: the keys of a chunk are read once for all rows of one sequence in the block and all
+//! query heads of their key head.
 //!
 //! A *vector* here is one row's query of one head. What a vector becomes depends on nothing else in its block: each
 //! score is summed along the head in order, each output along the keys in order, chunk by chunk. A key that one vector
@@ -9,7 +9,8 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{AttentionRow, CHUNK, Job, Scores, Softmax};
+use super::kv::Float;
+use super::{Attention, AttentionRow, CHUNK, HALF, Job, Scores, Scratch, Softmax};
 
 /// Most vectors of a block: with their scores and packed queries (18 KiB for a head of 64) they leave room for a chunk
 /// of keys and values in a first-level cache.
@@ -20,6 +21,8 @@ pub(crate) const SCORE_TILE: usize = 12;
 pub(crate) const HEAD_DIM_MAX: usize = 256;
 /// Tasks per thread where there is enough work, for balance.
 const TASKS_PER_THREAD: usize = 4;
+/// Chunks between the one that is computed and the one that the caches are asked for.
+const AHEAD: usize = 2;
 
 /// The state of a block: what the instruction set's function works on.
 #[repr(align(64))]
@@ -38,59 +41,114 @@ pub(crate) struct Block {
     pub(crate) lanes: [(u8, u8); VECTORS],
 }
 
-/// A chunk of keys and values, of which the lanes from `first_lane` on are there.
-pub(crate) struct Chunk<'a> {
-    pub(crate) keys: &'a [&'a [f32]],
-    pub(crate) values: &'a [&'a [f32]],
+/// A chunk of keys and values. Keys that no vector of the block sees may be anything.
+pub(crate) struct Chunk {
+    /// The format of the elements.
+    pub(crate) float: Float,
+    /// Where the first elements of the keys of each half are, one after the other.
+    pub(crate) keys: [*const u8; 2],
+    /// Bytes to the next elements of the keys.
+    pub(crate) key_stride: usize,
+    /// Where the values of the lanes from `first_lane` on are, of which there are `num`.
+    pub(crate) values: [*const u8; CHUNK],
     pub(crate) first_lane: usize,
+    pub(crate) num: usize,
 }
+
+/// Computes one chunk for a block.
+///
+/// # Safety
+/// The processor has the instruction set. The outputs of the block are valid for `head_dim` floats each and accessed by nobody else,
+/// its queries are written, and the chunk's pointers are those of as many elements as it says.
+pub(crate) type Step = unsafe fn(&mut Block, &Chunk);
 
 impl<'a> Job<'a> {
     /// Computes every row and head in blocks.
-    pub(super) fn run_blocked(&self, step: unsafe fn(&mut Block, &Chunk<'_>), pool: &crate::Pool) {
+    pub(super) fn run_blocked(&self, step: Step, pool: &crate::Pool) {
         let (num_rows, kv_heads) = (self.args.rows.len(), self.shape.kv_heads);
         let balanced = num_rows * kv_heads / (TASKS_PER_THREAD * pool.num_threads());
-        let task_rows = (VECTORS / self.group).min(balanced).max(1);
-        let num_tasks = num_rows.div_ceil(task_rows) * kv_heads;
+        let block_rows = (VECTORS / self.group).min(balanced).max(1);
+        let num_blocks = num_rows.div_ceil(block_rows) * kv_heads;
+        // Blocks of one row each, as in decoding, are too little for a task where there are many.
+        let task_blocks = (balanced / block_rows).max(1);
+        let num_tasks = num_blocks.div_ceil(task_blocks);
         pool.run(num_tasks, |task| {
             // The last rows of a prompt see the most, so they come first.
             let task = num_tasks - 1 - task;
-            let (rows, kv_head) = (task / kv_heads * task_rows, task % kv_heads);
-            let end = num_rows.min(rows + task_rows);
-            let mut start = rows;
-            while start < end {
-                let blocks = self.args.rows[start].blocks.as_ptr();
-                let same = |row: &&AttentionRow<'_>| row.blocks.as_ptr() == blocks;
-                let run = start..start + self.args.rows[start..end].iter().take_while(same).count();
-                self.block(step, run.clone(), kv_head);
-                start = run.end;
+            let blocks = task * task_blocks..num_blocks.min((task + 1) * task_blocks);
+            let runs = blocks.flat_map(|block| {
+                let first = block / kv_heads * block_rows;
+                self.runs(first..num_rows.min(first + block_rows)).map(move |rows| (rows, block % kv_heads))
+            });
+            let mut runs = runs.peekable();
+            if let Some((rows, kv_head)) = runs.peek() {
+                self.prefetch(rows, *kv_head, 0..AHEAD);
+            }
+            while let Some((rows, kv_head)) = runs.next() {
+                self.block(step, rows, kv_head, runs.peek());
             }
         });
     }
 
-    /// Rows of one sequence, and the query heads of one key head.
-    fn block(&self, step: unsafe fn(&mut Block, &Chunk<'_>), rows: Range<usize>, kv_head: usize) {
-        let mut block = self.new_block(rows.clone(), kv_head);
+    /// Cuts rows where the sequence changes.
+    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let (mut start, end) = (rows.start, rows.end);
+        std::iter::from_fn(move || {
+            let blocks = self.args.rows.get(start..end)?.first()?.blocks.as_ptr();
+            let same = |row: &&AttentionRow<'_>| row.blocks.as_ptr() == blocks;
+            let run = start..start + self.args.rows[start..end].iter().take_while(same).count();
+            start = run.end;
+            Some(run)
+        })
+    }
+
+    /// What some rows see together, and the row that sees the last of it.
+    fn seen(&self, rows: Range<usize>) -> Option<(usize, Range<usize>)> {
         let seen = || rows.clone().zip(&self.args.rows[rows.clone()]).filter(|(_, row)| row.start < row.end);
-        let Some((last, AttentionRow { end, .. })) = seen().max_by_key(|(_, row)| row.end) else { return };
+        let (last, AttentionRow { end, .. }) = seen().max_by_key(|(_, row)| row.end)?;
         let start = seen().map(|(_, row)| row.start).min().unwrap_or(0);
+        Some((last, start..*end))
+    }
+
+    /// Rows of one sequence, and the query heads of one key head; `next` are those after them.
+    fn block(&self, step: Step, rows: Range<usize>, kv_head: usize, next: Option<&(Range<usize>, usize)>) {
+        let head_dim = self.shape.head_dim;
+        let num_vectors = rows.len() * self.group;
+        assert!(num_vectors <= VECTORS && head_dim <= HEAD_DIM_MAX, "a block of {num_vectors} x {head_dim}");
+        // Made in place: it is too large to be moved for every few rows.
+        let mut block = Block {
+            num_vectors,
+            head_dim,
+            scale: self.args.scale,
+            queries: [const { MaybeUninit::uninit() }; VECTORS * HEAD_DIM_MAX],
+            scores: [[0.0; CHUNK]; VECTORS],
+            softmax: [Softmax::START; VECTORS],
+            out: [std::ptr::null_mut(); VECTORS],
+            lanes: [(0, 0); VECTORS],
+        };
+        self.begin(&mut block, rows.start, kv_head);
+        let Some((last, seen)) = self.seen(rows.clone()) else { return };
         let mut scratch = self.scratch();
-        let mut chunk = start / CHUNK * CHUNK;
-        while chunk < *end {
-            let positions = start.max(chunk)..(*end).min(chunk + CHUNK);
-            let (first_lane, num) = (positions.start - chunk, positions.len());
+        let first_chunk = seen.start / CHUNK;
+        for index in first_chunk..seen.end.div_ceil(CHUNK) {
+            let ahead = index - first_chunk + AHEAD;
+            if (first_chunk + ahead) * CHUNK < seen.end {
+                self.prefetch(&rows, kv_head, ahead..ahead + 1);
+            } else if let Some((rows, kv_head)) = next {
+                let ahead = first_chunk + ahead - seen.end.div_ceil(CHUNK);
+                self.prefetch(rows, *kv_head, ahead..ahead + 1);
+            }
+            let chunk = index * CHUNK;
+            let positions = seen.start.max(chunk)..seen.end.min(chunk + CHUNK);
             for (row, lanes) in self.args.rows[rows.clone()].iter().zip(block.lanes.chunks_exact_mut(self.group)) {
                 let lane = |position: usize| position.clamp(chunk, chunk + CHUNK) - chunk;
                 lanes.fill((lane(row.start) as u8, lane(row.end) as u8));
             }
-            let (keys, values) = self.find(last, kv_head, positions, &mut scratch);
-            let chunk_data = Chunk { keys: &keys[..num], values: &values[..num], first_lane };
+            let chunk = self.chunk(last, kv_head, (chunk, positions), &mut scratch);
             // SAFETY: `Kernels` chose the table that `step` is from among those that this processor can run, and the
             // outputs of the block are parts of `out` that no other task has.
-            unsafe { step(&mut block, &chunk_data) };
-            chunk += CHUNK;
+            unsafe { step(&mut block, &chunk) };
         }
-        let head_dim = self.shape.head_dim;
         for vector in 0..block.num_vectors {
             if block.softmax[vector].sum == 0.0 {
                 // It saw nothing; a sum of weights has a term of 1 otherwise.
@@ -103,25 +161,45 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// A block with its queries packed and its outputs zero.
-    fn new_block(&self, rows: Range<usize>, kv_head: usize) -> Block {
-        let head_dim = self.shape.head_dim;
-        let num_vectors = rows.len() * self.group;
-        assert!(num_vectors <= VECTORS && head_dim <= HEAD_DIM_MAX, "a block of {num_vectors} x {head_dim}");
-        let mut block = Block {
-            num_vectors,
-            head_dim,
-            scale: self.args.scale,
-            queries: [const { MaybeUninit::uninit() }; VECTORS * HEAD_DIM_MAX],
-            scores: [[0.0; CHUNK]; VECTORS],
-            softmax: [Softmax::START; VECTORS],
-            out: [std::ptr::null_mut(); VECTORS],
-            lanes: [(0, 0); VECTORS],
-        };
-        for vector in 0..num_vectors {
+    /// The keys and values of some positions of the chunk from position `first` on.
+    fn chunk(
+        &self,
+        row: usize,
+        kv_head: usize,
+        (first, positions): (usize, Range<usize>),
+        scratch: &mut Scratch,
+    ) -> Chunk {
+        let (Attention { k, v, .. }, place) = (self.args, (self.args.rows[row].blocks, kv_head));
+        let (first_lane, num) = (positions.start - first, positions.len());
+        if let (Some(float), Some(other)) = (k.in_place(), v.in_place())
+            && float == other
+        {
+            let (keys, key_stride) = k.keys_in_place(place, first, &positions);
+            return Chunk { float, keys, key_stride, values: v.values_in_place(place, positions), first_lane, num };
+        }
+        let (turned, values) = scratch.0.split_at_mut(self.chunk_len());
+        k.decode_turned(place, positions.clone(), first_lane, turned);
+        v.decode_straight(self.table, place, positions, values);
+        let mut rows = values.chunks_exact(self.shape.head_dim);
+        Chunk {
+            float: Float::F32,
+            keys: [0, HALF].map(|lane| turned[lane..].as_ptr().cast()),
+            key_stride: CHUNK * size_of::<f32>(),
+            values: std::array::from_fn(|_| {
+                rows.next().expect("invariant: the scratch has room for a chunk").as_ptr().cast()
+            }),
+            first_lane,
+            num,
+        }
+    }
+
+    /// Packs the queries of a block, and zeroes its outputs.
+    fn begin(&self, block: &mut Block, first_row: usize, kv_head: usize) {
+        let head_dim = block.head_dim;
+        for vector in 0..block.num_vectors {
             let (tile, place) = (vector / SCORE_TILE, vector % SCORE_TILE);
-            let width = SCORE_TILE.min(num_vectors - tile * SCORE_TILE);
-            let at = self.first_element(rows.start, kv_head, vector);
+            let width = SCORE_TILE.min(block.num_vectors - tile * SCORE_TILE);
+            let at = self.first_element(first_row, kv_head, vector);
             let queries = &mut block.queries[tile * SCORE_TILE * head_dim + place..];
             for (to, from) in queries.iter_mut().step_by(width).zip(&self.args.q[at..at + head_dim]) {
                 to.write(*from);
@@ -131,7 +209,16 @@ impl<'a> Job<'a> {
             out.fill(0.0);
             block.out[vector] = out.as_mut_ptr();
         }
-        block
+    }
+
+    /// Asks for the keys and values of some of the chunks that rows of one sequence see, counted from the first.
+    fn prefetch(&self, rows: &Range<usize>, kv_head: usize, chunks: Range<usize>) {
+        let Some((last, seen)) = self.seen(rows.clone()) else { return };
+        let first = seen.start / CHUNK * CHUNK;
+        let positions = seen.start.max(first + chunks.start * CHUNK)..seen.end.min(first + chunks.end * CHUNK);
+        let place = (self.args.rows[last].blocks, kv_head);
+        self.args.k.prefetch(place, positions.clone());
+        self.args.v.prefetch(place, positions);
     }
 
     /// Where the query and the output of a vector of a block start.

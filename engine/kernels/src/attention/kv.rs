@@ -1,7 +1,9 @@
-//! Storage of keys, or values, of one layer: `(num_blocks, kv_heads, block_tokens, head_dim)` floats in a chosen format.
+//! Storage of keys, or values, of one layer in a chosen format.
 //!
-//! Floats are read in place. What is stored smaller is decoded a chunk at a time into the scratch of the reading thread, once for
-//! all query heads and rows that look at the chunk; the arithmetic after that is the same.
+//! The head of a block is `(block_tokens, head_dim)` of values, as they are added up, and `(head_dim, block_tokens)` of keys, so
+//! that a vector holds one element of many keys and none has to be turned. Floats of 32 and 16 bits are read in place where the
+//! blocks are whole vectors; all else is decoded a chunk at a time into the scratch of the reading thread, once for all query heads
+//! and rows that look at the chunk. The arithmetic after that is the same.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,9 +11,9 @@ use std::ops::Range;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::blocked::HEAD_DIM_MAX;
-use super::{CHUNK, KvShape};
-use crate::DType;
+use super::{CHUNK, HALF, KvShape};
 use crate::table::Table;
+use crate::{DType, prefetch};
 
 /// Elements encoded at a time, and to a scale of the 8-bit format.
 const BLOCK: usize = 32;
@@ -48,6 +50,16 @@ impl KvDType {
         self.dtype().row_bytes(head_dim).filter(|_| self.supports(head_dim))
     }
 
+    /// The format of an element that stands alone.
+    fn float(self) -> Option<Float> {
+        match self {
+            KvDType::F32 => Some(Float::F32),
+            KvDType::F16 => Some(Float::F16),
+            KvDType::Bf16 => Some(Float::Bf16),
+            KvDType::Q8_0 => None,
+        }
+    }
+
     fn dtype(self) -> DType {
         match self {
             KvDType::F32 => DType::F32,
@@ -64,37 +76,46 @@ impl fmt::Display for KvDType {
     }
 }
 
+/// How the elements of a block's head lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// Keys: `(head_dim, block_tokens)`.
+    Turned,
+    /// Values: `(block_tokens, head_dim)`.
+    Straight,
+}
+
 /// The keys, or the values, of one layer.
 pub struct KvBuffer {
     shape: KvShape,
     num_blocks: usize,
-    data: Data,
-}
-
-enum Data {
-    Floats(Vec<f32>),
-    /// Heads of so many bytes.
-    Encoded {
-        dtype: DType,
-        head_bytes: usize,
-        bytes: Vec<u8>,
-    },
+    order: Order,
+    dtype: KvDType,
+    /// Per block and head its elements. Turned heads of 8-bit integers have their scales, `(head_dim / 32, block_tokens)`, first;
+    /// straight ones are blocks of `Q8_0`.
+    bytes: Vec<u8>,
 }
 
 impl KvBuffer {
-    /// Reserves blocks. The memory is zeroed lazily by the system: a block costs nothing before its first write.
+    /// Reserves blocks of keys. The memory is zeroed lazily by the system: a block costs nothing before its first write.
     ///
     /// **Panics** if the format does not support the heads, or if the size overflows.
-    pub fn new(dtype: KvDType, shape: KvShape, num_blocks: usize) -> KvBuffer {
+    pub fn keys(dtype: KvDType, shape: KvShape, num_blocks: usize) -> KvBuffer {
+        KvBuffer::new(Order::Turned, dtype, shape, num_blocks)
+    }
+
+    /// Reserves blocks of values, as [`KvBuffer::keys`].
+    pub fn values(dtype: KvDType, shape: KvShape, num_blocks: usize) -> KvBuffer {
+        KvBuffer::new(Order::Straight, dtype, shape, num_blocks)
+    }
+
+    fn new(order: Order, dtype: KvDType, shape: KvShape, num_blocks: usize) -> KvBuffer {
         let head_bytes = dtype.head_bytes(shape.head_dim);
         let head_bytes = head_bytes.unwrap_or_else(|| panic!("heads of {} as {dtype}", shape.head_dim));
-        let num_heads =
-            num_blocks.checked_mul(shape.block_tokens * shape.kv_heads).expect("invariant: it fits in memory");
-        let data = match dtype {
-            KvDType::F32 => Data::Floats(vec![0.0; num_heads * shape.head_dim]),
-            _ => Data::Encoded { dtype: dtype.dtype(), head_bytes, bytes: vec![0; num_heads * head_bytes] },
-        };
-        KvBuffer { shape, num_blocks, data }
+        let len =
+            [shape.block_tokens, shape.kv_heads, head_bytes].iter().try_fold(num_blocks, |len, n| len.checked_mul(*n));
+        let bytes = vec![0; len.expect("invariant: it fits in memory")];
+        KvBuffer { shape, num_blocks, order, dtype, bytes }
     }
 
     /// The layout.
@@ -107,6 +128,11 @@ impl KvBuffer {
         self.num_blocks
     }
 
+    /// Whether it holds keys, not values.
+    pub(super) fn holds_keys(&self) -> bool {
+        self.order == Order::Turned
+    }
+
     /// Writes the heads of one position, place `slot` of a block.
     ///
     /// **Shapes**: `heads` `(kv_heads, head_dim)`. **Panics** if the block or the slot does not exist.
@@ -114,61 +140,139 @@ impl KvBuffer {
         let KvShape { block_tokens, kv_heads, head_dim } = self.shape;
         assert!(slot < block_tokens, "slot {slot} of a block of {block_tokens}");
         assert_eq!(heads.len(), kv_heads * head_dim, "elements of {kv_heads} heads of {head_dim}");
-        for (head, from) in heads.chunks_exact(head_dim).enumerate() {
-            let index = (block * kv_heads + head) * block_tokens + slot;
-            match &mut self.data {
-                Data::Floats(data) => data[index * head_dim..][..head_dim].copy_from_slice(from),
-                Data::Encoded { dtype, head_bytes, bytes } => {
-                    encode(*dtype, from, &mut bytes[index * *head_bytes..][..*head_bytes]);
+        for (index, head) in heads.chunks_exact(head_dim).enumerate() {
+            let len = block_tokens * self.head_bytes();
+            let (dtype, place) = (self.dtype, (block * kv_heads + index) * len);
+            let out = &mut self.bytes[place..place + len];
+            match self.order {
+                Order::Straight => {
+                    let len = len / block_tokens;
+                    encode(dtype, head, &mut out[slot * len..][..len]);
                 }
+                Order::Turned => write_turned(dtype, head, (block_tokens, slot), out),
             }
         }
     }
 
-    /// The floats that [`KvBuffer::heads`] needs as scratch.
-    pub(super) fn scratch_len(&self) -> usize {
-        match self.data {
-            Data::Floats(_) => 0,
-            Data::Encoded { .. } => CHUNK * self.shape.head_dim,
-        }
+    fn head_bytes(&self) -> usize {
+        self.dtype.head_bytes(self.shape.head_dim).expect("invariant: the format supports the heads")
     }
 
-    /// Finds the heads of some positions, at most a chunk, of a sequence with these blocks.
-    pub(super) fn heads<'s>(
-        &'s self,
-        table: &Table,
+    /// The format of the elements where a chunk can be read in place.
+    pub(super) fn in_place(&self) -> Option<Float> {
+        let whole = self.shape.block_tokens.is_multiple_of(HALF);
+        self.dtype.float().filter(|_| whole || self.order == Order::Straight)
+    }
+
+    /// Where the elements of keys `from` and `from + HALF` begin, and the bytes from one element to the next. A half of which no
+    /// position is among `seen` begins where the other does.
+    pub(super) fn keys_in_place(
+        &self,
         (blocks, kv_head): (&[u32], usize),
-        positions: Range<usize>,
-        scratch: &'s mut [f32],
-    ) -> [&'s [f32]; CHUNK] {
-        let head_dim = self.shape.head_dim;
-        let mut found: [&[f32]; CHUNK] = [&[]; CHUNK];
-        match &self.data {
-            Data::Floats(data) => {
-                self.for_runs((blocks, kv_head), positions, |lanes, first| {
-                    let heads = data[first * head_dim..][..lanes.len() * head_dim].chunks_exact(head_dim);
-                    found[lanes].iter_mut().zip(heads).for_each(|(found, head)| *found = head);
-                });
-            }
-            Data::Encoded { dtype, head_bytes, bytes } => {
-                self.for_runs((blocks, kv_head), positions, |lanes, first| {
-                    let bytes = &bytes[first * head_bytes..][..lanes.len() * head_bytes];
-                    let out = &mut scratch[lanes.start * head_dim..lanes.end * head_dim];
-                    // SAFETY: `Kernels` chose the table among those that this processor can run.
-                    unsafe { (table.decode)(*dtype, bytes, out) };
-                });
-                found.iter_mut().zip(scratch.chunks_exact(head_dim)).for_each(|(found, head)| *found = head);
-            }
-        }
+        from: usize,
+        seen: &Range<usize>,
+    ) -> ([*const u8; 2], usize) {
+        let KvShape { block_tokens, kv_heads, .. } = self.shape;
+        let size = self.dtype.float().expect("invariant: only floats are read in place").size();
+        let half = |first: usize| {
+            let block = blocks[first / block_tokens] as usize;
+            let place = (block * kv_heads + kv_head) * block_tokens * self.head_bytes();
+            self.bytes[place..].as_ptr().wrapping_add(first % block_tokens * size)
+        };
+        let halves = match (seen.start < from + HALF, seen.end > from + HALF) {
+            (true, true) => [half(from), half(from + HALF)],
+            (true, false) => [half(from); 2],
+            _ => [half(from + HALF); 2],
+        };
+        (halves, block_tokens * size)
+    }
+
+    /// Finds the values of some positions, at most a chunk, in place.
+    pub(super) fn values_in_place(&self, place: (&[u32], usize), positions: Range<usize>) -> [*const u8; CHUNK] {
+        let (len, mut found) = (self.head_bytes(), [std::ptr::null(); CHUNK]);
+        self.for_runs(place, positions, |lanes, block, slot| {
+            let heads = self.bytes[block * self.shape.block_tokens * len..][slot * len..][..lanes.len() * len]
+                .chunks_exact(len);
+            found[lanes].iter_mut().zip(heads).for_each(|(found, head)| *found = head.as_ptr());
+        });
         found
     }
 
-    /// Calls `visit` with runs of positions, counted from the first, that lie one after the other, and the index of their first head.
+    /// Decodes some positions, at most a chunk, to rows of `head_dim`, from the first position on.
+    pub(super) fn decode_straight(
+        &self,
+        table: &Table,
+        place: (&[u32], usize),
+        positions: Range<usize>,
+        out: &mut [f32],
+    ) {
+        let (len, head_dim) = (self.head_bytes(), self.shape.head_dim);
+        self.for_runs(place, positions, |lanes, block, slot| {
+            let bytes = &self.bytes[block * self.shape.block_tokens * len..][slot * len..][..lanes.len() * len];
+            let out = &mut out[lanes.start * head_dim..lanes.end * head_dim];
+            match self.dtype {
+                KvDType::F32 => Float::F32.decode(bytes, out),
+                // SAFETY: `Kernels` chose the table among those that this processor can run.
+                _ => unsafe { (table.decode)(self.dtype.dtype(), bytes, out) },
+            }
+        });
+    }
+
+    /// Decodes some positions, at most a chunk, to columns of `(head_dim, CHUNK)`, from column `first_lane` on.
+    pub(super) fn decode_turned(
+        &self,
+        place: (&[u32], usize),
+        positions: Range<usize>,
+        first_lane: usize,
+        out: &mut [f32],
+    ) {
+        let KvShape { block_tokens, head_dim, .. } = self.shape;
+        let len = block_tokens * self.head_bytes();
+        self.for_runs(place, positions, |lanes, block, slot| {
+            let head = &self.bytes[block * len..(block + 1) * len];
+            let lanes = first_lane + lanes.start..first_lane + lanes.end;
+            let columns = out.chunks_exact_mut(CHUNK).take(head_dim).map(|row| &mut row[lanes.clone()]);
+            match self.dtype.float() {
+                Some(float) => columns.zip(head.chunks_exact(block_tokens * float.size())).for_each(|(out, row)| {
+                    float.decode(&row[slot * float.size()..][..out.len() * float.size()], out);
+                }),
+                None => {
+                    let (scales, codes) = head.split_at(2 * head_dim / BLOCK * block_tokens);
+                    let mut floats = [0.0; CHUNK];
+                    for (d, (out, codes)) in columns.zip(codes.chunks_exact(block_tokens)).enumerate() {
+                        if d.is_multiple_of(BLOCK) {
+                            let scales = &scales[2 * (d / BLOCK * block_tokens + slot)..][..2 * out.len()];
+                            Float::F16.decode(scales, &mut floats[..out.len()]);
+                        }
+                        let scaled =
+                            codes[slot..].iter().zip(&floats).map(|(code, scale)| f32::from(*code as i8) * scale);
+                        out.iter_mut().zip(scaled).for_each(|(out, value)| *out = value);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Asks for the heads of some positions, which are read soon.
+    pub(super) fn prefetch(&self, place: (&[u32], usize), positions: Range<usize>) {
+        let (len, block_tokens) = (self.head_bytes(), self.shape.block_tokens);
+        self.for_runs(place, positions, |lanes, block, slot| {
+            let head = &self.bytes[block * block_tokens * len..][..block_tokens * len];
+            match self.order {
+                // Rows of a chunk in long blocks lie apart: they are left to the processor.
+                Order::Turned if block_tokens > CHUNK => {}
+                Order::Turned => prefetch::for_reading(head),
+                Order::Straight => prefetch::for_reading(&head[slot * len..][..lanes.len() * len]),
+            }
+        });
+    }
+
+    /// Calls `visit` with runs of positions, counted from the first, the index of their block's head, and their first slot there.
     fn for_runs(
         &self,
         (blocks, kv_head): (&[u32], usize),
         positions: Range<usize>,
-        mut visit: impl FnMut(Range<usize>, usize),
+        mut visit: impl FnMut(Range<usize>, usize, usize),
     ) {
         let KvShape { block_tokens, kv_heads, .. } = self.shape;
         let mut position = positions.start;
@@ -176,8 +280,46 @@ impl KvBuffer {
             let (block, slot) = (position / block_tokens, position % block_tokens);
             let end = positions.end.min(position + block_tokens - slot);
             let lanes = position - positions.start..end - positions.start;
-            visit(lanes, (blocks[block] as usize * kv_heads + kv_head) * block_tokens + slot);
+            visit(lanes, blocks[block] as usize * kv_heads + kv_head, slot);
             position = end;
+        }
+    }
+}
+
+/// The format of elements that are read in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Float {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Every format, in the order of the enum: kernels are generic over the index.
+pub(crate) const FLOATS: [Float; 3] = [Float::F32, Float::F16, Float::Bf16];
+
+impl Float {
+    /// Bytes of an element.
+    pub(crate) const fn size(self) -> usize {
+        match self {
+            Float::F32 => 4,
+            Float::F16 | Float::Bf16 => 2,
+        }
+    }
+
+    fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            Float::F32 => {
+                let floats = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+                out.iter_mut().zip(floats).for_each(|(out, float)| *out = float);
+            }
+            Float::F16 => {
+                let halves = bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32());
+                out.iter_mut().zip(halves).for_each(|(out, half)| *out = half);
+            }
+            Float::Bf16 => {
+                let halves = bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32());
+                out.iter_mut().zip(halves).for_each(|(out, half)| *out = half);
+            }
         }
     }
 }
@@ -191,26 +333,53 @@ impl fmt::Debug for KvBuffer {
     }
 }
 
+/// Encodes one head and puts its elements in column `slot` of `(head_dim, block_tokens)`.
+fn write_turned(dtype: KvDType, head: &[f32], (block_tokens, slot): (usize, usize), out: &mut [u8]) {
+    let mut room = [0; BLOCK * size_of::<f32>()];
+    for (index, block) in head.chunks(BLOCK).enumerate() {
+        let place = index * BLOCK * block_tokens + slot;
+        match dtype.float() {
+            Some(float) => {
+                let size = float.size();
+                let encoded = &mut room[..block.len() * size];
+                encode(dtype, block, encoded);
+                let columns = out[place * size..].chunks_mut(block_tokens * size);
+                columns.zip(encoded.chunks_exact(size)).for_each(|(out, element)| out[..size].copy_from_slice(element));
+            }
+            None => {
+                let encoded = &mut room[..2 + BLOCK];
+                encode_q8_0(block, encoded);
+                let (scales, codes) = out.split_at_mut(2 * head.len() / BLOCK * block_tokens);
+                scales[2 * (index * block_tokens + slot)..][..2].copy_from_slice(&encoded[..2]);
+                let columns = codes[place..].iter_mut().step_by(block_tokens);
+                columns.zip(&encoded[2..]).for_each(|(out, code)| *out = *code);
+            }
+        }
+    }
+}
+
 /// Encodes one head.
-fn encode(dtype: DType, head: &[f32], out: &mut [u8]) {
+fn encode(dtype: KvDType, head: &[f32], out: &mut [u8]) {
     let blocks = head.chunks(BLOCK);
     match dtype {
-        DType::F16 => {
+        KvDType::F32 => {
+            out.as_chunks_mut().0.iter_mut().zip(head).for_each(|(out, value)| *out = value.to_le_bytes());
+        }
+        KvDType::F16 => {
             let mut halves = [f16::ZERO; BLOCK];
             for (block, out) in blocks.zip(out.chunks_mut(2 * BLOCK)) {
                 halves[..block.len()].convert_from_f32_slice(block);
                 put(out, halves.map(f16::to_le_bytes));
             }
         }
-        DType::Bf16 => {
+        KvDType::Bf16 => {
             let mut halves = [bf16::ZERO; BLOCK];
             for (block, out) in blocks.zip(out.chunks_mut(2 * BLOCK)) {
                 halves[..block.len()].convert_from_f32_slice(block);
                 put(out, halves.map(bf16::to_le_bytes));
             }
         }
-        DType::Q8_0 => blocks.zip(out.chunks_exact_mut(2 + BLOCK)).for_each(|(block, out)| encode_q8_0(block, out)),
-        _ => unreachable!("invariant: no cache holds {dtype}"),
+        KvDType::Q8_0 => blocks.zip(out.chunks_exact_mut(2 + BLOCK)).for_each(|(block, out)| encode_q8_0(block, out)),
     }
 }
 

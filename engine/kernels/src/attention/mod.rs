@@ -31,12 +31,14 @@ use crate::table::Table;
 
 /// Keys per step of the online softmax: two AVX-512 vectors, and 16 KiB of keys and values for a head of 64.
 pub(crate) const CHUNK: usize = 32;
+/// Half a chunk: keys that lie one after the other where blocks are multiples of it.
+pub(crate) const HALF: usize = CHUNK / 2;
 /// Keys that are dotted together, as weight rows of a tile.
 const GROUP: usize = 4;
 /// Tasks per thread below which the heads of a group are separate tasks.
 const MIN_TASKS_PER_THREAD: usize = 4;
 
-/// Layout of one layer's keys, and of its values: `(num_blocks, kv_heads, block_tokens, head_dim)`.
+/// Shape of one layer's keys, and of its values. How a block's heads lie in memory is a matter of [`KvBuffer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
     /// Token positions in a block.
@@ -130,7 +132,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Keys and values of some positions.
+/// Keys and values of some positions, a row each.
 type Found<'s> = ([&'s [f32]; CHUNK], [&'s [f32]; CHUNK]);
 
 impl<'a> Job<'a> {
@@ -144,6 +146,7 @@ impl<'a> Job<'a> {
         assert_eq!(args.q.len(), args.rows.len() * args.heads * head_dim, "queries");
         assert_eq!(out.len(), args.q.len(), "output of attention");
         assert_eq!((shape, args.k.num_blocks()), (args.v.shape(), args.v.num_blocks()), "keys and values");
+        assert!(args.k.holds_keys() && !args.v.holds_keys(), "keys in the place of values");
         let num_blocks = args.k.num_blocks();
         for row in args.rows.iter().filter(|row| row.start < row.end) {
             let seen = &row.blocks[row.start / block_tokens..row.end.div_ceil(block_tokens)];
@@ -208,16 +211,31 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Room for turned keys, keys and values of a chunk.
     fn scratch(&self) -> Scratch {
-        Scratch::take(self.args.k.scratch_len() + self.args.v.scratch_len())
+        Scratch::take(3 * self.chunk_len())
+    }
+
+    fn chunk_len(&self) -> usize {
+        CHUNK * self.shape.head_dim
     }
 
     /// Finds the keys and values of some positions, at most a chunk.
-    fn find<'s>(&'s self, row: usize, kv_head: usize, positions: Range<usize>, scratch: &'s mut Scratch) -> Found<'s> {
-        let place = (self.args.rows[row].blocks, kv_head);
-        let (for_keys, for_values) = scratch.0.split_at_mut(self.args.k.scratch_len());
-        let keys = self.args.k.heads(self.table, place, positions.clone(), for_keys);
-        (keys, self.args.v.heads(self.table, place, positions, for_values))
+    fn find<'s>(&self, row: usize, kv_head: usize, positions: Range<usize>, scratch: &'s mut Scratch) -> Found<'s> {
+        let (place, head_dim) = ((self.args.rows[row].blocks, kv_head), self.shape.head_dim);
+        let (turned, rows) = scratch.0.split_at_mut(self.chunk_len());
+        let (keys, values) = rows.split_at_mut(self.chunk_len());
+        self.args.k.decode_turned(place, positions.clone(), 0, turned);
+        for (lane, key) in keys.chunks_exact_mut(head_dim).take(positions.len()).enumerate() {
+            key.iter_mut().zip(turned[lane..].iter().step_by(CHUNK)).for_each(|(to, from)| *to = *from);
+        }
+        self.args.v.decode_straight(self.table, place, positions, values);
+        let rows = |rows: &'s [f32]| {
+            let mut found: [&[f32]; CHUNK] = [&[]; CHUNK];
+            found.iter_mut().zip(rows.chunks_exact(head_dim)).for_each(|(found, row)| *found = row);
+            found
+        };
+        (rows(keys), rows(values))
     }
 
     /// Dots some query heads with the keys of a chunk, which fill the lanes from `first_lane` on; the other lanes get

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use crate::samples::{Random, available_isas, bits};
 use crate::{Attention, AttentionRow, Kernels, KvBuffer, KvDType, KvShape};
 
+type Make = fn(KvDType, KvShape, usize) -> KvBuffer;
+
 /// A cache with keys and values of one sequence, at the same numbers whatever the layout.
 struct Cache {
     blocks: Vec<u32>,
@@ -31,8 +33,9 @@ impl Cache {
             blocks.swap(i, random.below(i + 1));
         }
         let row_len = kv_heads * head_dim;
-        let [k, v] = [keys, values].map(|rows| {
-            let mut buffer = KvBuffer::new(dtype, shape, blocks.len());
+        let parts: [(Make, &[f32]); 2] = [(KvBuffer::keys, keys), (KvBuffer::values, values)];
+        let [k, v] = parts.map(|(make, rows)| {
+            let mut buffer = make(dtype, shape, blocks.len());
             if dtype != KvDType::Q8_0 {
                 let nowhere = vec![f32::NAN; row_len];
                 (0..blocks.len() * block_tokens)
@@ -176,8 +179,8 @@ fn large_scores_do_not_overflow() {
 fn an_unknown_block_panics() {
     let shape = KvShape { block_tokens: 1, kv_heads: 1, head_dim: 1 };
     let rows = [AttentionRow { blocks: &[1], start: 0, end: 1 }];
-    let buffer = KvBuffer::new(KvDType::F32, shape, 1);
-    let args = Attention { q: &[1.0], k: &buffer, v: &buffer, heads: 1, scale: 1.0, rows: &rows };
+    let (k, v) = (KvBuffer::keys(KvDType::F32, shape, 1), KvBuffer::values(KvDType::F32, shape, 1));
+    let args = Attention { q: &[1.0], k: &k, v: &v, heads: 1, scale: 1.0, rows: &rows };
     Kernels::new(1).unwrap().attention(args, &mut [0.0]);
 }
 

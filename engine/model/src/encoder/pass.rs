@@ -37,7 +37,6 @@ impl EncoderWorkspace {
         let buffer = |width: usize| vec![0.0; rows_max * width];
         let shape = KvShape { block_tokens: BLOCK_TOKENS, kv_heads: config.num_heads, head_dim: config.head_dim() };
         let num_blocks = rows_max.div_ceil(BLOCK_TOKENS) + texts_max;
-        let kv = || KvBuffer::new(KvDType::F32, shape, num_blocks);
         let width = config.hidden_size;
         EncoderWorkspace {
             rows_max,
@@ -50,8 +49,8 @@ impl EncoderWorkspace {
             v: buffer(width),
             heads: buffer(width),
             wide: buffer(config.intermediate_size),
-            keys: kv(),
-            values: kv(),
+            keys: KvBuffer::keys(KvDType::F32, shape, num_blocks),
+            values: KvBuffer::values(KvDType::F32, shape, num_blocks),
             blocks: (0..num_blocks as u32).collect(),
         }
     }
