@@ -10,7 +10,7 @@ pub(crate) const GROUP_ROWS: usize = 12;
 const VECTOR: usize = 64;
 /// Steps of half a block.
 const HALF_STEPS: usize = 4;
-/// Bytes between the codes in use and those asked for.
+/// Bytes between the scales and codes in use and those that the caches are asked for.
 const AHEAD: usize = 4096;
 
 /// As `scalar::tile`.
@@ -63,14 +63,16 @@ unsafe fn kernel<const FORMAT: usize, const N: usize>(job: &TileJob<'_>, sums: &
     let (mut codes, mut x) = (job.codes.as_ptr(), job.group.values.as_ptr().cast::<i8>());
     let mut at = 0;
     let mut acc = [_mm512_setzero_ps(); N];
+    // Tiles lie one after the other, scales first; each block asks for its share of what comes `AHEAD` bytes later.
+    let mut ahead = job.scales.as_ptr().wrapping_add(AHEAD);
+    let lines = if job.fetch { (job.scales.len() + job.codes.len()).div_ceil(VECTOR * job.blocks.max(1)) } else { 0 };
     for block in 0..job.blocks {
         // SAFETY: the caller's promise: `codes`, `x` and `at` are those of block `block`.
         unsafe {
             let (scales, min) = scales::<FORMAT>(job.scales.as_ptr(), block);
-            if job.fetch {
-                for vector in 0..format.block_codes() / VECTOR {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + vector * VECTOR).cast());
-                }
+            for _ in 0..lines {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                ahead = ahead.wrapping_add(VECTOR);
             }
             let mut dots = offsets::<FORMAT, N>(job, at, 0);
             half::<FORMAT, 0, N>(codes, x, &mut dots);
