@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::attention::Job;
+use crate::attention::{Job, store};
 use crate::matmul::Product;
 use crate::packed::{self, PackedProduct};
 use crate::quantized::{self, Source};
 use crate::shared::SharedMut;
 use crate::table::Table;
-use crate::{Attention, Isa, KernelsError, Matrix, Pool, Quantized, Rope};
+use crate::{Attention, Isa, KernelsError, KvBuffer, Matrix, NewRows, Pool, Quantized, Rope};
 
 /// Elements that are worth a task of an elementwise kernel: a few microseconds.
 const TASK_ELEMENTS: usize = 1 << 13;
@@ -174,6 +174,13 @@ impl Kernels {
                 }
             }
         });
+    }
+
+    /// Rotates the queries and keys of new rows to their positions, and writes the keys and values to a layer's cache.
+    ///
+    /// **Panics** if a length does not fit, a position is not in the tables or a slot not in the cache.
+    pub fn store(&self, rope: &Rope, rows: NewRows<'_>, keys: &mut KvBuffer, values: &mut KvBuffer) {
+        store::run((self.table, &self.pool), rope, rows, keys, values);
     }
 
     /// Softmax attention of ragged rows over a paged cache: `out (rows, heads, head_dim)`.

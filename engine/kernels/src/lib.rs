@@ -39,7 +39,7 @@ mod table;
 mod tile_emulator;
 mod training;
 
-pub use attention::{Attention, AttentionRow, KvBuffer, KvDType, KvShape};
+pub use attention::{Attention, AttentionRow, KvBuffer, KvDType, KvShape, KvSlot, NewRows};
 pub use dtype::DType;
 pub use error::KernelsError;
 pub use huge_pages::zeros_on_huge_pages;

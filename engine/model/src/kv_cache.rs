@@ -65,19 +65,9 @@ impl KvCache {
         (k, v)
     }
 
-    /// Writes the key and the value of one row.
-    ///
-    /// **Shapes**: `k` and `v` are `(K, E)`. **Panics**: if the layer, block or slot does not exist.
-    pub(crate) fn write(&mut self, layer: usize, slot: KvSlot, k: &[f32], v: &[f32]) {
-        let (keys, values) = &mut self.layers[layer];
-        keys.write(slot.block, slot.slot, k);
-        values.write(slot.block, slot.slot, v);
+    /// Returns the keys and the values of a layer, to write to.
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> (&mut KvBuffer, &mut KvBuffer) {
+        let (k, v) = &mut self.layers[layer];
+        (k, v)
     }
-}
-
-/// The place of one position of one sequence.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct KvSlot {
-    pub(crate) block: usize,
-    pub(crate) slot: usize,
 }

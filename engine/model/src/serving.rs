@@ -10,7 +10,7 @@ mod workspace;
 
 use std::path::Path;
 
-use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, KvDType, Rope};
+use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, KvDType, NewRows, Rope};
 
 use crate::{KvCache, LayerWeights, ModelConfig, ModelError, ModelSource, Quantization, Weights};
 
@@ -150,13 +150,9 @@ impl Model {
         let scratch = Scratch { plain: w.normed, quantized: w.quantized };
         self.project_normed(w.hidden, &weights.attn_norm, scratch, projections);
         self.normalise_heads(weights, w.q, w.k, w.heads);
-        kernels.rope(&self.rope, w.positions, config.num_heads, w.q);
-        kernels.rope(&self.rope, w.positions, config.num_kv_heads, w.k);
-        let kv_size = config.kv_size();
-        for (row, slot) in w.slots.iter().enumerate() {
-            let range = row * kv_size..(row + 1) * kv_size;
-            cache.write(layer, *slot, &w.k[range.clone()], &w.v[range]);
-        }
+        let (keys, values) = cache.layer_mut(layer);
+        let rows = NewRows { q: w.q, k: w.k, v: w.v, positions: w.positions, slots: w.slots };
+        kernels.store(&self.rope, rows, keys, values);
 
         let window = config.layer_windows[layer];
         let mut visible: Vec<AttentionRow<'_>> = recycle(std::mem::take(w.visible));

@@ -11,7 +11,8 @@ use std::ops::Range;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::blocked::HEAD_DIM_MAX;
-use super::{CHUNK, HALF, KvShape};
+use super::{CHUNK, HALF, KvShape, KvSlot};
+use crate::shared::SharedMut;
 use crate::table::Table;
 use crate::{DType, prefetch};
 
@@ -140,18 +141,24 @@ impl KvBuffer {
         let KvShape { block_tokens, kv_heads, head_dim } = self.shape;
         assert!(slot < block_tokens, "slot {slot} of a block of {block_tokens}");
         assert_eq!(heads.len(), kv_heads * head_dim, "elements of {kv_heads} heads of {head_dim}");
+        let writer = self.writer();
         for (index, head) in heads.chunks_exact(head_dim).enumerate() {
-            let len = block_tokens * self.head_bytes();
-            let (dtype, place) = (self.dtype, (block * kv_heads + index) * len);
-            let out = &mut self.bytes[place..place + len];
-            match self.order {
-                Order::Straight => {
-                    let len = len / block_tokens;
-                    encode(dtype, head, &mut out[slot * len..][..len]);
-                }
-                Order::Turned => write_turned(dtype, head, (block_tokens, slot), out),
-            }
+            // SAFETY: nobody else has a part of this buffer, which is borrowed mutably.
+            unsafe { writer.write(KvSlot { block, slot }, index, head) };
         }
+    }
+
+    /// Lets several threads write.
+    pub(super) fn writer(&mut self) -> Writer<'_> {
+        let head_bytes = self.head_bytes();
+        let KvBuffer { shape, order, dtype, ref mut bytes, .. } = *self;
+        Writer { shape, order, dtype, head_bytes, bytes: SharedMut::new(bytes) }
+    }
+
+    /// Whether another buffer holds the same.
+    #[cfg(test)]
+    pub(super) fn has_the_bytes_of(&self, other: &KvBuffer) -> bool {
+        self.bytes == other.bytes
     }
 
     fn head_bytes(&self) -> usize {
@@ -282,6 +289,40 @@ impl KvBuffer {
             let lanes = position - positions.start..end - positions.start;
             visit(lanes, blocks[block] as usize * kv_heads + kv_head, slot);
             position = end;
+        }
+    }
+}
+
+/// A buffer of which threads write different heads.
+pub(super) struct Writer<'a> {
+    shape: KvShape,
+    order: Order,
+    dtype: KvDType,
+    head_bytes: usize,
+    bytes: SharedMut<'a, u8>,
+}
+
+impl Writer<'_> {
+    /// Writes one head of one position, `(head_dim)`.
+    ///
+    /// **Panics** if the slot does not exist.
+    ///
+    /// # Safety
+    /// No other thread reads or writes this head of any block at the same time.
+    pub(super) unsafe fn write(&self, KvSlot { block, slot }: KvSlot, index: usize, head: &[f32]) {
+        let KvShape { block_tokens, kv_heads, .. } = self.shape;
+        let (len, place) = (self.head_bytes, (block * kv_heads + index) * block_tokens * self.head_bytes);
+        match self.order {
+            Order::Straight => {
+                let place = place + slot * len;
+                // SAFETY: the caller's promise.
+                encode(self.dtype, head, unsafe { self.bytes.part(place..place + len) });
+            }
+            Order::Turned => {
+                // SAFETY: the caller's promise.
+                let out = unsafe { self.bytes.part(place..place + block_tokens * len) };
+                write_turned(self.dtype, head, (block_tokens, slot), out);
+            }
         }
     }
 }

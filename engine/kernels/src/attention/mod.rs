@@ -16,6 +16,7 @@ pub(crate) mod avx512_block;
 pub(crate) mod blocked;
 mod kv;
 pub(crate) mod scalar;
+pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 pub use kv::{KvBuffer, KvDType};
+pub use store::{KvSlot, NewRows};
 
 use crate::Pool;
 use crate::matmul::{TILE_MAX, Tile, TileSums};

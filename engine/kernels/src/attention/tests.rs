@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::samples::{Random, available_isas, bits};
-use crate::{Attention, AttentionRow, Kernels, KvBuffer, KvDType, KvShape};
+use crate::{Attention, AttentionRow, Kernels, KvBuffer, KvDType, KvShape, KvSlot, NewRows, Rope, RopeStyle};
 
 type Make = fn(KvDType, KvShape, usize) -> KvBuffer;
 
@@ -234,6 +234,54 @@ fn rows_of_every_format_have_the_same_bits_alone_and_in_a_batch() {
             assert_eq!(bits(&second.attend(&kernels, &q, heads, &visible)), alone, "{isa}, {dtype}");
         }
     }
+}
+
+/// Storing rows is to rotate them, then to write them one after the other.
+#[test]
+fn stored_rows_are_rotated_and_written() {
+    let mut random = Random(10);
+    let (shape, heads) = (KvShape { block_tokens: 16, kv_heads: 2, head_dim: 64 }, 6);
+    let rope = Rope::new(RopeStyle::Half, &random.floats(32), 100, 1.0);
+    for (num_rows, dtype) in [1, 45].into_iter().flat_map(|rows| KvDType::ALL.map(|dtype| (rows, dtype))) {
+        let (q, k) = (random.floats(num_rows * heads * 64), random.floats(num_rows * 2 * 64));
+        let v = random.floats(k.len());
+        let positions: Vec<u32> = (3..3 + num_rows as u32).collect();
+        let slots: Vec<KvSlot> = (0..num_rows).map(|row| KvSlot { block: 2 - row / 16, slot: row % 16 }).collect();
+        for isa in available_isas() {
+            let kernels = Kernels::with_isa(isa, 3).unwrap();
+            let new = || (KvBuffer::keys(dtype, shape, 3), KvBuffer::values(dtype, shape, 3), q.clone(), k.clone());
+            let (mut keys, mut values, mut q, mut k) = new();
+            let rows = NewRows { q: &mut q, k: &mut k, v: &v, positions: &positions, slots: &slots };
+            kernels.store(&rope, rows, &mut keys, &mut values);
+            let (mut written_keys, mut written_values, mut rotated_q, mut rotated_k) = new();
+            kernels.rope(&rope, &positions, heads, &mut rotated_q);
+            kernels.rope(&rope, &positions, 2, &mut rotated_k);
+            for (slot, (k, v)) in slots.iter().zip(rotated_k.chunks(128).zip(v.chunks(128))) {
+                written_keys.write(slot.block, slot.slot, k);
+                written_values.write(slot.block, slot.slot, v);
+            }
+            assert_eq!((bits(&q), bits(&k)), (bits(&rotated_q), bits(&rotated_k)), "{isa}");
+            let attend = |k: &KvBuffer, v: &KvBuffer| {
+                let rows: Vec<AttentionRow<'_>> =
+                    (0..num_rows).map(|row| AttentionRow { blocks: &[2, 1, 0], start: row, end: row + 1 }).collect();
+                let mut out = vec![f32::NAN; q.len()];
+                kernels.attention(Attention { q: &q, k, v, heads, scale: 0.3, rows: &rows }, &mut out);
+                bits(&out)
+            };
+            let (found, expected) = (attend(&keys, &values), attend(&written_keys, &written_values));
+            assert!(found == expected && keys.has_the_bytes_of(&written_keys), "{isa}, {dtype}, {num_rows} rows");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "is outside 1 blocks")]
+fn an_unknown_slot_panics() {
+    let shape = KvShape { block_tokens: 1, kv_heads: 1, head_dim: 2 };
+    let (mut keys, mut values) = (KvBuffer::keys(KvDType::F32, shape, 1), KvBuffer::values(KvDType::F32, shape, 1));
+    let (q, k, slots) = (&mut [0.0; 2], &mut [0.0; 2], &[KvSlot { block: 1, slot: 0 }]);
+    let rows = NewRows { q, k, v: &[0.0; 2], positions: &[0], slots };
+    Kernels::new(1).unwrap().store(&Rope::new(RopeStyle::Half, &[1.0], 8, 1.0), rows, &mut keys, &mut values);
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! The buffers of the serving pass, made once for the largest step.
 
-use bespoke_kernels::{AttentionRow, Quantized};
+use bespoke_kernels::{AttentionRow, KvSlot, Quantized};
 
 use super::{Model, Step};
-use crate::kv_cache::KvSlot;
 use crate::{ModelConfig, ModelError};
 
 /// The columns that share a scale in quantized activations.
