@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::attention::{Job, store};
+use crate::bf16;
 use crate::matmul::Product;
 use crate::packed::{self, PackedProduct};
 use crate::quantized::{self, Source};
 use crate::shared::SharedMut;
 use crate::table::Table;
-use crate::{Attention, Isa, KernelsError, KvBuffer, Matrix, NewRows, Pool, Quantized, Rope};
+use crate::{Attention, Bf16Matrix, Isa, KernelsError, KvBuffer, Matrix, NewRows, Pool, Quantized, Rope};
 
 /// Elements that are worth a task of an elementwise kernel: a few microseconds.
 const TASK_ELEMENTS: usize = 1 << 13;
@@ -88,6 +89,18 @@ impl Kernels {
     /// **Panics** if a length does not fit.
     pub fn matmul_packed(&self, x: &Quantized, products: &mut [PackedProduct<'_>]) {
         packed::run(self.table, &self.pool, x, products);
+    }
+
+    /// `out = x w`, or adds it: both factors rounded to bf16, sums in `f32`.
+    ///
+    /// **Shapes**: `x` `(n, w.inputs())`, `out` `(n, w.outputs())`. **Panics** if a length does not fit.
+    pub fn matmul_bf16(&self, x: &[f32], w: &Bf16Matrix, accumulate: bool, out: &mut [f32]) {
+        bf16::run((self.isa, &self.pool), x, w, accumulate, out);
+    }
+
+    /// Whether this processor has instructions for [`Kernels::matmul_bf16`], so that it is faster than products of floats.
+    pub fn has_bf16(&self) -> bool {
+        bf16::is_native(self.isa)
     }
 
     /// Adds `bias` to every row of `out`.

@@ -15,6 +15,7 @@
 )]
 
 mod attention;
+mod bf16;
 mod dequantize;
 mod dtype;
 mod elementwise;
@@ -37,9 +38,12 @@ mod shared;
 mod table;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod tile_emulator;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod training;
 
 pub use attention::{Attention, AttentionRow, KvBuffer, KvDType, KvShape, KvSlot, NewRows};
+pub use bf16::{Bf16Matrix, Direction};
 pub use dtype::DType;
 pub use error::KernelsError;
 pub use huge_pages::zeros_on_huge_pages;

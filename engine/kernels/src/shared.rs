@@ -1,4 +1,4 @@
-//! A mutable slice of which the tasks of one run write disjoint parts.
+//! What the tasks of one run write: disjoint parts of a mutable slice, or rows between the rows of others.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -36,4 +36,14 @@ impl<'a, T> SharedMut<'a, T> {
         assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {}", self.len);
         self.start.wrapping_add(range.start)
     }
+}
+
+/// Where the sums of a block of outputs go: rows in a slice that other tasks' outputs lie between.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) start: *mut f32,
+    /// Floats from one row to the next.
+    pub(crate) stride: usize,
+    /// Whether the sums are added to what is there.
+    pub(crate) add: bool,
 }

@@ -1,5 +1,8 @@
 //! The functions of one instruction set. `Kernels` picks a table once and calls through it.
 
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
+
 use crate::matmul::Tile;
 use crate::packed::{Sums, TileJob};
 use crate::quantized::Sink;
@@ -61,9 +64,9 @@ impl Table {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &AVX2,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &AVX512,
+            Isa::Amx if takes_tiles() => &AMX,
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => &AMX,
+            Isa::Avx512 | Isa::Amx => &AVX512,
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("invariant: `{isa}` is never available here"),
         }
@@ -136,23 +139,11 @@ static AVX512: Table = Table {
 };
 
 #[cfg(target_arch = "x86_64")]
-static AMX: Table = Table {
-    decode: dequantize::avx512::decode,
-    dot4: matmul::avx512::dot4,
-    tile: matmul::avx512::tile,
-    tile_rows: matmul::avx512::TILE_ROWS,
-    rms_norm: elementwise::avx512::rms_norm,
-    swiglu: elementwise::avx512::swiglu,
-    add: elementwise::avx512::add,
-    layer_norm: elementwise::avx512::layer_norm,
-    gelu: elementwise::avx512::gelu,
-    rotate: elementwise::avx512::rotate,
-    softmax: attention::avx512::softmax,
-    weigh: attention::avx512::weigh,
-    attend: Some((attention::avx512_block::step, 1)),
-    rms_factor: elementwise::avx512::rms_factor,
-    rms_scale: elementwise::avx512::rms_scale,
-    quantize: quantized::avx512::quantize,
-    packed_tile: packed::amx::tile,
-    packed_rows: packed::amx::GROUP_ROWS,
-};
+static AMX: Table = Table { packed_tile: packed::amx::tile, packed_rows: packed::amx::GROUP_ROWS, ..AVX512 };
+
+/// Whether integer products take the tile registers; tests always do.
+#[cfg(target_arch = "x86_64")]
+fn takes_tiles() -> bool {
+    static IS_FASTER: OnceLock<bool> = OnceLock::new();
+    cfg!(test) || *IS_FASTER.get_or_init(packed::amx::is_faster)
+}

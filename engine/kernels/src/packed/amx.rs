@@ -8,21 +8,22 @@
 //!
 //! Groups too small to fill a tile register take the AVX-512 way, with the same bits.
 //!
-//! **Not measured yet** on a processor that has AMX: [`Isa::Amx`](crate::Isa::Amx) says what follows from that.
+//! What that gains over AVX-512 depends on the processor, so [`is_faster`] measures it.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::time::Instant;
 
 use super::{Format, Scales, Sums, TILE, TileJob, avx2, avx512};
+use crate::quantized::{BLOCK, Quantized};
+use crate::tiles::{self, LINE, Shape};
 
 /// Activation rows of a group: the rows of a tile register.
-pub(crate) const GROUP_ROWS: usize = 16;
+pub(crate) const GROUP_ROWS: usize = tiles::ROWS;
 /// Groups below this size take the AVX-512 way, whose cost is by row: a tile register costs the same however full.
 const GROUP_ROWS_MIN: usize = 5;
 /// Units whose integer sums are made before they are scaled: codes and sums take 12 KiB of a first-level cache.
 const UNITS: usize = 8;
-/// Bytes of a row of a tile register.
-const LINE: usize = 64;
 /// Bytes of an activation row in a block: the distance of the rows of a left factor.
 const X_STRIDE: usize = 32;
 /// Bytes of the unpacked codes of a block.
@@ -37,16 +38,6 @@ struct Dots([[[i32; TILE]; GROUP_ROWS]; UNITS]);
 /// Unpacked codes of some units.
 #[repr(align(64))]
 struct Codes([u8; UNITS * BLOCK_CODES]);
-
-/// What `ldtilecfg` reads.
-#[repr(C, align(64))]
-struct TileConfig {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    bytes_per_row: [u16; 16],
-    rows: [u8; 16],
-}
 
 /// The shape of the units of a job.
 #[derive(Clone, Copy)]
@@ -64,6 +55,30 @@ impl Units {
             _ => Units { per_block: 1, cols: 32 },
         }
     }
+}
+
+/// Whether tiles of full groups take less time than the AVX-512 way, by the best of some runs of each; under a millisecond.
+pub(crate) fn is_faster() -> bool {
+    /// Blocks of the weights: 1,024 columns.
+    const BLOCKS: usize = 32;
+    const ROUNDS: usize = 20;
+    let format = Format::Q4_0;
+    let (scales_len, codes_len) = format.tile_bytes(BLOCKS);
+    let (scales, codes) = (vec![0_u8; scales_len], vec![0_u8; codes_len]);
+    let seconds_per_row = |rows: usize, tile: unsafe fn(&TileJob<'_>, &mut Sums)| {
+        let mut x = Quantized::new();
+        x.resize(rows, BLOCKS * BLOCK, rows);
+        let job = TileJob { format, scales: &scales, codes: &codes, blocks: BLOCKS, group: x.group(0), fetch: false };
+        let mut out: Sums = [[0.0; TILE]; super::GROUP_MAX];
+        let seconds = (0..ROUNDS).map(|_| {
+            let start = Instant::now();
+            // SAFETY: only the table of AMX asks, where both instruction sets are available.
+            unsafe { tile(&job, &mut out) };
+            start.elapsed().as_secs_f64()
+        });
+        seconds.fold(f64::INFINITY, f64::min) / rows as f64
+    };
+    seconds_per_row(GROUP_ROWS, tile) < seconds_per_row(avx512::GROUP_ROWS, avx512::tile)
 }
 
 /// As `scalar::tile`.
@@ -101,25 +116,16 @@ fn kernel<const FORMAT: usize>(job: &TileJob<'_>, sums: &mut Sums) {
             accumulate::<FORMAT>(job, first, &made.0[..num], sums);
         }
     }
-    release();
+    tiles::release();
 }
 
 /// Configures the tile registers of this thread: 0 and 1 for sums, 2 and 3 for activations, 4 and 5 for codes.
 fn configure(rows: usize, units: Units) {
-    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
-    for (sums, (x, codes)) in [(0, (2, 4)), (1, (3, 5))] {
-        (config.rows[sums], config.bytes_per_row[sums]) = (rows as u8, LINE as u16);
-        (config.rows[x], config.bytes_per_row[x]) = (rows as u8, units.cols as u16);
-        (config.rows[codes], config.bytes_per_row[codes]) = ((units.cols / 4) as u8, LINE as u16);
-    }
-    // SAFETY: the table of AMX is chosen only where the system lets this process use tile registers; the configuration is valid.
-    unsafe { asm!("ldtilecfg [{config}]", config = in(reg) &raw const config, options(nostack, readonly)) };
-}
-
-/// Gives the tile registers up, so that a switch of threads need not save them.
-fn release() {
-    // SAFETY: as in `configure`; nothing is in the tile registers that is still needed.
-    unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    let sums = Shape { rows, bytes_per_row: LINE };
+    let x = Shape { rows, bytes_per_row: units.cols };
+    let codes = Shape { rows: units.cols / 4, bytes_per_row: LINE };
+    let unused = Shape::default();
+    tiles::configure([sums, sums, x, x, codes, codes, unused, unused]);
 }
 
 /// Makes the integer sums of `num` units from unit `first` on: those of the codes as stored, with their offset.
@@ -275,11 +281,11 @@ unsafe fn accumulate_rows<const FORMAT: usize, const N: usize>(
 #[cfg(target_os = "linux")]
 mod tests {
     use super::*;
-    use crate::quantized::{self, BLOCK, Source};
+    use crate::quantized::{self, Source};
     use crate::samples::Random;
     use crate::table::Table;
     use crate::tile_emulator::TileEmulator;
-    use crate::{DType, Isa, Kernels, PackedMatrix, Quantized};
+    use crate::{DType, Isa, Kernels, PackedMatrix};
 
     /// The integer sums of a job, made the plain way from the layout.
     fn expected(job: &TileJob<'_>, unit: usize, units: Units, row: usize, weight_row: usize) -> i32 {
@@ -318,7 +324,7 @@ mod tests {
                     }
                 }
             }
-            emulator.run(release);
+            emulator.run(tiles::release);
         }
     }
 

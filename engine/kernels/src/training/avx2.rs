@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::scalar;
-use super::table::{PANEL_COLS, Place, TILE_ROWS, Tile};
+use super::table::{PANEL_COLS, TILE_ROWS, Tile};
 use crate::elementwise::avx2::{add_lanes, exp};
+use crate::shared::Place;
 
 const LANES: usize = 8;
 

@@ -10,9 +10,9 @@ use std::ops::Range;
 use super::ahead::Ahead;
 use super::left::{Interleaved, Left};
 use super::pack::Panels;
-use super::table::{PANEL_COLS, Place, TILE_ROWS, Tile, TrainingTable};
+use super::table::{PANEL_COLS, TILE_ROWS, Tile, TrainingTable};
 use super::view::View;
-use crate::shared::SharedMut;
+use crate::shared::{Place, SharedMut};
 use crate::table::Table;
 use crate::{Matrix, Pool};
 

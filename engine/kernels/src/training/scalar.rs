@@ -1,6 +1,7 @@
 //! The meaning of the training kernels.
 
-use super::table::{PANEL_COLS, Place, TILE_ROWS, Tile};
+use super::table::{PANEL_COLS, TILE_ROWS, Tile};
+use crate::shared::Place;
 
 /// Partial sums of a dot product.
 const LANES: usize = 16;

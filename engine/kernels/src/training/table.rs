@@ -2,6 +2,7 @@
 
 use super::scalar;
 use crate::Isa;
+use crate::shared::Place;
 
 /// Rows of the left factor that are multiplied together.
 pub(super) const TILE_ROWS: usize = 6;
@@ -23,16 +24,6 @@ pub(super) struct Tile<'a> {
     pub(super) depth: usize,
 }
 
-/// Where the sums of a tile go: rows of [`PANEL_COLS`] floats.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    pub(super) start: *mut f32,
-    /// Floats from one row to the next.
-    pub(super) stride: usize,
-    /// Whether the sums are added to what is there.
-    pub(super) add: bool,
-}
-
 impl Tile<'_> {
     /// Asserts that every element lies in its slice.
     #[inline(always)]
@@ -49,7 +40,7 @@ impl Tile<'_> {
 /// One function per kernel. Every function is unsafe to call for one reason: the processor must have the instruction set.
 /// `tile` has a second one: all rows of its place can be written, and nobody else does.
 pub(super) struct TrainingTable {
-    /// Puts the sums of a tile into their place: each is added up along the depth, in order.
+    /// Puts the sums of a tile into their place, rows of [`PANEL_COLS`] floats: each is added up along the depth, in order.
     pub(super) tile: unsafe fn(&Tile<'_>, Place),
     /// Interleaves up to [`TILE_ROWS`] rows of `len` floats (`stride` apart) as `(len, TILE_ROWS)`: `(rows, stride, num_rows, out)`.
     pub(super) interleave: unsafe fn(&[f32], usize, usize, &mut [f32]),

@@ -1,0 +1,86 @@
+//! Products in bf16 with `vdpbf16ps` of AVX512-BF16: Intel since 2023, AMD since 2022.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Part};
+use crate::shared::Place;
+
+/// Rows together: twenty-four sums leave eight registers for weights and activations.
+const ROWS: usize = 12;
+/// Bytes between the lines in use and those that the first-level cache is asked for.
+const AHEAD: usize = 2048;
+
+/// # Safety
+/// As [`super::Multiply`].
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma")]
+pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
+    part.check();
+    let mut row = 0;
+    // SAFETY: `check` has passed; the rows stay below those of the part; the rest is the caller's promise.
+    unsafe {
+        while row + ROWS <= part.rows {
+            rows::<ROWS>(part, row, place);
+            row += ROWS;
+        }
+        match part.rows - row {
+            0 => {}
+            1 => rows::<1>(part, row, place),
+            2 => rows::<2>(part, row, place),
+            3 => rows::<3>(part, row, place),
+            4 => rows::<4>(part, row, place),
+            5 => rows::<5>(part, row, place),
+            6 => rows::<6>(part, row, place),
+            7 => rows::<7>(part, row, place),
+            8 => rows::<8>(part, row, place),
+            9 => rows::<9>(part, row, place),
+            10 => rows::<10>(part, row, place),
+            _ => rows::<11>(part, row, place),
+        }
+    }
+}
+
+/// # Safety
+/// `Part::check` has passed, the part has `N` rows from `row` on, and so has the place.
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma")]
+#[inline]
+unsafe fn rows<const N: usize>(part: &Part<'_>, row: usize, place: Place) {
+    let mut lines = part.lines.map(<[u32]>::as_ptr);
+    let mut x = part.x.as_ptr().wrapping_add(row * part.stride);
+    let out = |i: usize, half: usize| place.start.wrapping_add((row + i) * place.stride + half * LANES);
+    let mut sums = [[_mm512_setzero_ps(); 2]; N];
+    // SAFETY: the caller's promise: pairs, lines and outputs of `N` rows are there; a prefetch reads nothing.
+    unsafe {
+        if place.add {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                *sums = [_mm512_loadu_ps(out(i, 0)), _mm512_loadu_ps(out(i, 1))];
+            }
+        }
+        for _ in 0..part.pairs {
+            let a = pairs(_mm512_loadu_si512(lines[0].cast()));
+            let b = pairs(_mm512_loadu_si512(lines[1].cast()));
+            if row == 0 {
+                _mm_prefetch::<_MM_HINT_T0>(lines[0].wrapping_byte_add(AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(lines[1].wrapping_byte_add(AHEAD).cast());
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let x = pairs(_mm512_set1_epi32((*x.add(i * part.stride)).cast_signed()));
+                sums[0] = _mm512_dpbf16_ps(sums[0], a, x);
+                sums[1] = _mm512_dpbf16_ps(sums[1], b, x);
+            }
+            lines = lines.map(|line| line.wrapping_add(LANES));
+            x = x.wrapping_add(1);
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            _mm512_storeu_ps(out(i, 0), sums[0]);
+            _mm512_storeu_ps(out(i, 1), sums[1]);
+        }
+    }
+}
+
+/// Sixteen pairs.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn pairs(bits: __m512i) -> __m512bh {
+    // SAFETY: both are any 512 bits.
+    unsafe { std::mem::transmute(bits) }
+}

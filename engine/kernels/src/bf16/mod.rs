@@ -1,0 +1,196 @@
+//! Products in bf16: `out (n, outputs) = x (n, inputs) * w`, both factors rounded to bf16, sums in `f32`.
+//!
+//! **Layout.** Two neighbouring inputs are a *pair*, 32 bits. A *line* is a pair of sixteen outputs: 64 bytes, what one `vdpbf16ps`
+//! or a row of a tile register takes. Thirty-two outputs form a *group*: all lines of its first half, then all of its second.
+//! Inputs are filled up with zeros to a multiple of [`STEP`], outputs to a multiple of [`GROUP`]. Weights are packed once, for one
+//! direction; activations are rounded at each product, to rows of pairs.
+//!
+//! **Meaning.** Each output starts at zero, or at what it held where the product is added; pair by pair, the product of the even
+//! inputs is added, then that of the odd ones. Scalar and AVX2 do exactly that, fused. `vdpbf16ps` takes the odd inputs first;
+//! `tdpbf16ps` adds up even and odd inputs of 16 pairs apart before it adds both; those two flush subnormal numbers to zero. So
+//! instruction sets differ in the last bits, but none lets an output depend on the other rows.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod pack;
+mod product;
+mod round;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+pub use pack::Direction;
+pub(crate) use product::run;
+
+use crate::huge_pages::HugePages;
+use crate::shared::Place;
+use crate::{Isa, Matrix, Pool};
+
+/// Outputs of a line.
+const LANES: usize = 16;
+/// Outputs that are computed together.
+const GROUP: usize = 2 * LANES;
+/// Inputs are filled up to a multiple of this: the depth of a tile register.
+const STEP: usize = 32;
+
+/// Weights rounded to bf16 and packed for [`Kernels::matmul_bf16`](crate::Kernels::matmul_bf16) in one direction; cheap to clone.
+#[derive(Clone)]
+pub struct Bf16Matrix {
+    inputs: usize,
+    outputs: usize,
+    data: Arc<HugePages>,
+    /// Where the groups lie in `data`.
+    range: Range<usize>,
+}
+
+impl Bf16Matrix {
+    /// Rounds and packs matrices into one allocation, in parallel; they lie in memory in the order given.
+    pub fn pack_all(matrices: &[(&Matrix, Direction)], pool: &Pool) -> Vec<Bf16Matrix> {
+        pack::pack_all(matrices, pool)
+    }
+
+    /// Number of inputs of a product.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Number of outputs of a product.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Bytes in memory.
+    pub fn num_bytes(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Decodes the weights of one output: what a row of the matrix that was packed forward is after rounding.
+    ///
+    /// **Shapes**: `out`: `(inputs)`. **Panics**: if `output` or the length of `out` is wrong.
+    pub fn dequantize_row(&self, output: usize, out: &mut [f32]) {
+        assert!(output < self.outputs && out.len() == self.inputs, "output {output} of {self:?} into {}", out.len());
+        let lines = self.lines(output / GROUP, 0..self.num_pairs())[output % GROUP / LANES];
+        for (line, out) in lines.as_chunks::<LANES>().0.iter().zip(out.chunks_mut(2)) {
+            let pair = line[output % LANES];
+            out.iter_mut().zip([even(pair), odd(pair)]).for_each(|(out, value)| *out = value);
+        }
+    }
+
+    /// Pairs of a row, filled up.
+    fn num_pairs(&self) -> usize {
+        num_pairs(self.inputs)
+    }
+
+    fn num_groups(&self) -> usize {
+        self.outputs.div_ceil(GROUP)
+    }
+
+    /// The lines of both halves of a group, for some pairs.
+    fn lines(&self, group: usize, pairs: Range<usize>) -> [&[u32]; 2] {
+        let half_len = self.num_pairs() * LANES;
+        [2 * group, 2 * group + 1].map(|half| {
+            let start = half * half_len;
+            &self.pairs()[start + pairs.start * LANES..start + pairs.end * LANES]
+        })
+    }
+
+    fn pairs(&self) -> &[u32] {
+        // SAFETY: any four bytes are a `u32`; the range begins at a line of memory that is aligned far better.
+        let (before, pairs, _) = unsafe { self.data.as_slice()[self.range.clone()].align_to::<u32>() };
+        debug_assert!(before.is_empty(), "invariant: matrices begin at lines");
+        pairs
+    }
+}
+
+impl fmt::Debug for Bf16Matrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bf16Matrix({} to {})", self.inputs, self.outputs)
+    }
+}
+
+/// Pairs of so many inputs, filled up.
+fn num_pairs(inputs: usize) -> usize {
+    inputs.next_multiple_of(STEP) / 2
+}
+
+/// The even input of a pair.
+fn even(pair: u32) -> f32 {
+    f32::from_bits(pair << 16)
+}
+
+/// The odd input of a pair.
+fn odd(pair: u32) -> f32 {
+    f32::from_bits(pair & 0xFFFF_0000)
+}
+
+/// Some rows of activations and a group of weights, over some pairs.
+struct Part<'a> {
+    /// Pairs of the first row; row `i` begins `i * stride` later.
+    x: &'a [u32],
+    stride: usize,
+    rows: usize,
+    /// The lines of both halves of the group.
+    lines: [&'a [u32]; 2],
+    /// Pairs of a row, a multiple of 16.
+    pairs: usize,
+}
+
+impl Part<'_> {
+    /// Asserts that every row and line lies in its slice.
+    #[inline(always)]
+    fn check(&self) {
+        assert!(self.pairs.is_multiple_of(STEP / 2), "{} pairs", self.pairs);
+        assert!(self.lines.iter().all(|lines| lines.len() == self.pairs * LANES), "lines of a group");
+        if let Some(last) = self.rows.checked_sub(1) {
+            assert!(last * self.stride + self.pairs <= self.x.len(), "activations of a part are too short");
+        }
+    }
+}
+
+/// Computes a part.
+///
+/// # Safety
+/// The processor has the instruction set; the place has [`GROUP`] floats for each row of the part, which nobody else uses.
+type Multiply = unsafe fn(&Part<'_>, Place);
+
+/// The function of an instruction set that is available.
+fn multiply(isa: Isa) -> Multiply {
+    match isa {
+        Isa::Scalar => scalar::multiply,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if has_avx512_bf16() => avx512::multiply,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => avx2::multiply,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => amx::multiply,
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("invariant: `{isa}` is never available here"),
+    }
+}
+
+/// Whether products in bf16 have instructions of their own, which make them faster than those of floats.
+pub(crate) fn is_native(isa: Isa) -> bool {
+    match isa {
+        Isa::Scalar | Isa::Avx2 => false,
+        Isa::Avx512 => has_avx512_bf16(),
+        Isa::Amx => true,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512_bf16() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx512_bf16() -> bool {
+    false
+}

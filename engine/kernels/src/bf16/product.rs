@@ -1,0 +1,120 @@
+//! The loops around the kernel of an instruction set: which parts, in which order, on which thread.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::round::Rounded;
+use super::{Bf16Matrix, GROUP, Multiply, Part, multiply};
+use crate::shared::{Place, SharedMut};
+use crate::{Isa, Pool};
+
+/// Most pairs of a part: the lines of a group take 128 KiB of a second-level cache.
+const PAIRS: usize = 512;
+/// Most rows between two readings of the same weights: with [`PAIRS`] pairs they take 512 KiB of a second-level cache.
+const ROWS: usize = 256;
+/// Multiply-adds that are worth a task.
+const MIN_TASK: usize = 1 << 17;
+/// Tasks per thread where there is enough work, for balance.
+const TASKS_PER_THREAD: usize = 6;
+/// The same where rows are read part by part, so that each is read for many groups.
+const LONG_TASKS_PER_THREAD: usize = 2;
+
+thread_local! {
+    /// The activations of the product that a thread is at.
+    static ROUNDED: RefCell<Rounded> = RefCell::default();
+}
+
+/// Computes `out = x w`, or adds it.
+///
+/// **Panics** if a length does not fit.
+pub(crate) fn run((isa, pool): (Isa, &Pool), x: &[f32], w: &Bf16Matrix, accumulate: bool, out: &mut [f32]) {
+    let rows = x.len() / w.inputs.max(1);
+    assert_eq!(x.len(), rows * w.inputs, "activations for {w:?}");
+    if w.inputs == 0 {
+        if !accumulate {
+            out.fill(0.0);
+        }
+        return;
+    }
+    assert_eq!(Some(out.len()), rows.checked_mul(w.outputs), "outputs of {rows} rows for {w:?}");
+    if out.is_empty() {
+        return;
+    }
+    ROUNDED.with_borrow_mut(|rounded| {
+        rounded.fill(isa, pool, x, w.inputs);
+        let product = Product { multiply: multiply(isa), x: rounded, w, accumulate, out: SharedMut::new(out) };
+        product.run(pool, rows);
+    });
+}
+
+struct Product<'a> {
+    multiply: Multiply,
+    x: &'a Rounded,
+    w: &'a Bf16Matrix,
+    accumulate: bool,
+    out: SharedMut<'a>,
+}
+
+impl Product<'_> {
+    fn run(&self, pool: &Pool, rows: usize) {
+        let (num_groups, num_pairs) = (self.w.num_groups(), self.w.num_pairs());
+        let num_blocks = rows.div_ceil(ROWS);
+        let per_thread = if num_pairs > PAIRS { LONG_TASKS_PER_THREAD } else { TASKS_PER_THREAD };
+        let balanced = (num_groups * num_blocks).div_ceil(pool.num_threads() * per_thread);
+        let enough = MIN_TASK.div_ceil(2 * GROUP * num_pairs * rows.min(ROWS));
+        let task_groups = balanced.max(enough).min(num_groups);
+        let num_chunks = num_groups.div_ceil(task_groups);
+        pool.run(num_blocks * num_chunks, |task| {
+            let (block, chunk) = (task / num_chunks, task % num_chunks);
+            let rows = block * ROWS..rows.min((block + 1) * ROWS);
+            let groups = chunk * task_groups..num_groups.min((chunk + 1) * task_groups);
+            // Equal parts, whose number depends on the weights alone.
+            let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(super::STEP / 2);
+            for first in (0..num_pairs).step_by(step) {
+                let pairs = first..num_pairs.min(first + step);
+                groups.clone().for_each(|group| self.part(rows.clone(), group, pairs.clone()));
+            }
+        });
+    }
+
+    fn part(&self, rows: Range<usize>, group: usize, pairs: Range<usize>) {
+        let (x, stride) = self.x.rows(rows.clone(), pairs.clone());
+        let add = self.accumulate || pairs.start > 0;
+        let lines = self.w.lines(group, pairs.clone());
+        let part = Part { x, stride, rows: rows.len(), lines, pairs: pairs.len() };
+        let outputs = group * GROUP..self.w.outputs.min((group + 1) * GROUP);
+        let stride = self.w.outputs;
+        let (first, last) = (rows.start * stride, (rows.end - 1) * stride);
+        let start = self.out.pointer(first + outputs.start..last + outputs.end);
+        let place = Place { start, stride, add };
+        // SAFETY: `Kernels` has an instruction set of this processor; tasks have disjoint rows and groups, and `pointer` asserted
+        // that they lie in the output.
+        unsafe {
+            if outputs.len() == GROUP {
+                (self.multiply)(&part, place);
+            } else {
+                narrow(self.multiply, &part, place, outputs.len());
+            }
+        }
+    }
+}
+
+/// A part whose place has fewer outputs than a group.
+///
+/// # Safety
+/// As `Multiply`, with `width` floats in a row of the place.
+unsafe fn narrow(multiply: Multiply, part: &Part<'_>, place: Place, width: usize) {
+    let mut sums = [0.0; ROWS * GROUP];
+    let rows = |i: usize| {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(place.start.add(i * place.stride), width) }
+    };
+    for (i, sums) in sums.as_chunks_mut::<GROUP>().0.iter_mut().enumerate().take(part.rows) {
+        sums[..width].copy_from_slice(rows(i));
+    }
+    // SAFETY: the sums have `ROWS` rows of a group; the rest is the caller's promise.
+    unsafe { multiply(part, Place { start: sums.as_mut_ptr(), stride: GROUP, add: place.add }) };
+    for (i, sums) in sums.as_chunks::<GROUP>().0.iter().enumerate().take(part.rows) {
+        rows(i).copy_from_slice(&sums[..width]);
+    }
+}

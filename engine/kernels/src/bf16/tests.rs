@@ -1,0 +1,169 @@
+//! Products in bf16: every instruction set against double precision, and the same bits in any batch and on any number of threads.
+
+use half::bf16;
+use proptest::prelude::*;
+
+use super::{Bf16Matrix, Direction, product};
+use crate::samples::{Random, available_isas, bits};
+use crate::{DType, Isa, Kernels, Matrix, Pool};
+
+fn pack(matrix: &Matrix, direction: Direction) -> Bf16Matrix {
+    let pool = Pool::new(2).unwrap();
+    // Not the first of the allocation.
+    Bf16Matrix::pack_all(&[(matrix, Direction::Forward), (matrix, direction)], &pool).pop().unwrap()
+}
+
+/// The product of the rounded factors in double precision.
+fn reference(x: &[f32], matrix: &Matrix, direction: Direction, out: &[f32]) -> Vec<f64> {
+    let mut decoded = vec![0.0; matrix.rows() * matrix.cols()];
+    decoded.chunks_exact_mut(matrix.cols()).enumerate().for_each(|(row, out)| matrix.dequantize_row(row, out));
+    let (inputs, outputs) = match direction {
+        Direction::Forward => (matrix.cols(), matrix.rows()),
+        Direction::Backward => (matrix.rows(), matrix.cols()),
+    };
+    let rounded = |value: f32| f64::from(bf16::from_f32(value).to_f32());
+    let weight = |input: usize, output: usize| match direction {
+        Direction::Forward => rounded(decoded[output * inputs + input]),
+        Direction::Backward => rounded(decoded[input * outputs + output]),
+    };
+    let sum = |(at, out): (usize, &f32)| {
+        let (row, output) = (at / outputs, at % outputs);
+        (0..inputs).fold(f64::from(*out), |sum, input| sum + rounded(x[row * inputs + input]) * weight(input, output))
+    };
+    out.iter().enumerate().map(sum).collect()
+}
+
+fn assert_near(found: &[f32], expected: &[f64], inputs: usize, what: &str) {
+    // Terms are below 1, or below 2 of block formats.
+    let bound = (inputs + 1) as f64 * f64::from(f32::EPSILON) * 4.0;
+    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((f64::from(*found) - expected).abs() <= bound, "{what} at {at}: {found} not {expected}");
+    }
+}
+
+/// Any shape: rows over several blocks of registers, inputs over several parts, outputs that end within a group.
+fn shapes() -> impl Strategy<Value = (usize, usize, usize)> {
+    (1_usize..40, prop_oneof![1_usize..70, 1020_usize..1100], prop_oneof![1_usize..70, Just(96)])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn products_are_near_double_precision((rows, inputs, outputs) in shapes(), seed in any::<u64>(), add in any::<bool>()) {
+        let mut random = Random(seed);
+        let (x, before) = (random.floats(rows * inputs), random.floats(rows * outputs));
+        for direction in [Direction::Forward, Direction::Backward] {
+            let matrix = match direction {
+                Direction::Forward => random.matrix(DType::F32, outputs, inputs),
+                Direction::Backward => random.matrix(DType::F32, inputs, outputs),
+            };
+            let packed = pack(&matrix, direction);
+            prop_assert_eq!((packed.inputs(), packed.outputs()), (inputs, outputs));
+            let start = if add { before.clone() } else { vec![0.0; rows * outputs] };
+            let expected = reference(&x, &matrix, direction, &start);
+            let mut by_definition = None;
+            for isa in available_isas() {
+                let kernels = Kernels::with_isa(isa, 2).unwrap();
+                let mut out = if add { before.clone() } else { vec![f32::NAN; rows * outputs] };
+                kernels.matmul_bf16(&x, &packed, add, &mut out);
+                assert_near(&out, &expected, inputs, &format!("{isa}, {direction:?}"));
+                if !kernels.has_bf16() {
+                    prop_assert_eq!(by_definition.get_or_insert(bits(&out)), &bits(&out));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_on_any_number_of_threads_and_in_any_batch() {
+    let mut random = Random(3);
+    // More than one block of rows, more than one part of inputs, more than one group of outputs.
+    let (rows, cols, w_rows) = (270, 1056, 35);
+    let w = pack(&random.matrix(DType::Bf16, w_rows, cols), Direction::Forward);
+    let x = random.floats(rows * cols);
+    for isa in available_isas() {
+        let run = |threads: usize, from: usize, to: usize| {
+            let mut out = vec![f32::NAN; (to - from) * w_rows];
+            Kernels::with_isa(isa, threads).unwrap().matmul_bf16(&x[from * cols..to * cols], &w, false, &mut out);
+            bits(&out)
+        };
+        let all = run(1, 0, rows);
+        assert!(all == run(2, 0, rows) && all == run(3, 0, rows), "{isa}");
+        for (from, to) in [(0, 1), (5, 12), (17, 50), (255, 270)] {
+            assert_eq!(all[from * w_rows..to * w_rows], run(2, from, to), "{isa}, rows {from} to {to}");
+        }
+    }
+}
+
+#[test]
+fn quantized_weights_are_decoded_and_rounded() {
+    let mut random = Random(4);
+    let x = random.floats(3 * 64);
+    for dtype in [DType::Q4_1, DType::Q8_0, DType::F16, DType::Bf16] {
+        let matrix = random.matrix(dtype, 37, 64);
+        let mut out = vec![0.0; 3 * 37];
+        Kernels::with_isa(Isa::Scalar, 1).unwrap().matmul_bf16(&x, &pack(&matrix, Direction::Forward), false, &mut out);
+        assert_near(&out, &reference(&x, &matrix, Direction::Forward, &[0.0; 3 * 37]), 64, "decoded");
+    }
+}
+
+#[test]
+fn rows_come_back_rounded() {
+    let mut random = Random(7);
+    let matrix = random.matrix(DType::F32, 67, 33);
+    let packed = pack(&matrix, Direction::Forward);
+    let (mut expected, mut found) = ([0.0; 33], [f32::NAN; 33]);
+    for row in [0, 15, 16, 40, 66] {
+        matrix.dequantize_row(row, &mut expected);
+        packed.dequantize_row(row, &mut found);
+        assert_eq!(found, expected.map(|value| bf16::from_f32(value).to_f32()), "row {row}");
+    }
+}
+
+#[test]
+fn empty_products() {
+    let kernels = Kernels::new(2).unwrap();
+    let no_outputs = pack(&Matrix::new(DType::F32, 0, 5, bytes::Bytes::new()).unwrap(), Direction::Forward);
+    kernels.matmul_bf16(&[1.0; 10], &no_outputs, false, &mut []);
+    let w = pack(&Random(5).matrix(DType::F32, 3, 5), Direction::Forward);
+    kernels.matmul_bf16(&[], &w, false, &mut []);
+    let no_inputs = pack(&Matrix::new(DType::F32, 0, 5, bytes::Bytes::new()).unwrap(), Direction::Backward);
+    let mut out = [7.0; 10];
+    kernels.matmul_bf16(&[], &no_inputs, true, &mut out);
+    assert_eq!(out, [7.0; 10]);
+    kernels.matmul_bf16(&[], &no_inputs, false, &mut out);
+    assert_eq!(out, [0.0; 10]);
+}
+
+#[test]
+#[should_panic(expected = "activations for")]
+fn other_inputs_panic() {
+    let w = pack(&Random(6).matrix(DType::F32, 3, 5), Direction::Forward);
+    Kernels::new(1).unwrap().matmul_bf16(&[1.0; 7], &w, false, &mut [0.0; 3]);
+}
+
+/// Tile instructions run on the processor where it has them, else in an emulator.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn tile_registers_multiply_rows_of_any_number() {
+    if !Isa::Avx2.is_available() {
+        println!("skipped: no AVX2");
+        return;
+    }
+    let (emulator, mut random) = (crate::tile_emulator::TileEmulator::install(), Random(21));
+    let pool = Pool::new(1).unwrap();
+    for (rows, inputs, outputs) in [(1, 64, 32), (16, 40, 33), (17, 1056, 20), (32, 32, 64), (70, 64, 32)] {
+        let matrix = random.matrix(DType::F32, outputs, inputs);
+        let packed = pack(&matrix, Direction::Forward);
+        let (x, before) = (random.floats(rows * inputs), random.floats(rows * outputs));
+        for add in [false, true] {
+            let start = if add { before.clone() } else { vec![0.0; rows * outputs] };
+            let mut out = before.clone();
+            emulator.run(|| product::run((Isa::Amx, &pool), &x, &packed, add, &mut out));
+            let expected = reference(&x, &matrix, Direction::Forward, &start);
+            assert_near(&out, &expected, inputs, &format!("{rows} x {inputs} x {outputs}"));
+        }
+    }
+}

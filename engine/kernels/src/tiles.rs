@@ -1,0 +1,43 @@
+//! The tile registers of AMX: their shapes, and giving them up.
+
+use std::arch::asm;
+
+/// Most rows of a tile register.
+pub(crate) const ROWS: usize = 16;
+/// Most bytes of a row of a tile register.
+pub(crate) const LINE: usize = 64;
+
+/// The shape of one tile register; one without rows is not used.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Shape {
+    /// At most [`ROWS`].
+    pub(crate) rows: usize,
+    /// At most [`LINE`].
+    pub(crate) bytes_per_row: usize,
+}
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Configures the tile registers of this thread. Only for code that runs where the system lets the process use them.
+pub(crate) fn configure(shapes: [Shape; 8]) {
+    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+    for (index, shape) in shapes.into_iter().enumerate().filter(|(_, shape)| shape.rows > 0) {
+        (config.rows[index], config.bytes_per_row[index]) = (shape.rows as u8, shape.bytes_per_row as u16);
+    }
+    // SAFETY: the table of AMX is chosen only where the system lets this process use tile registers; the configuration is valid.
+    unsafe { asm!("ldtilecfg [{config}]", config = in(reg) &raw const config, options(nostack, readonly)) };
+}
+
+/// Gives the tile registers up, so that a switch of threads need not save them.
+pub(crate) fn release() {
+    // SAFETY: as in `configure`; nothing is in the tile registers that is still needed.
+    unsafe { asm!("tilerelease", options(nostack, nomem)) };
+}
