@@ -68,7 +68,7 @@ impl Model {
         // No supported scaling has an attention factor.
         let rope = Rope::new(weights.rope_style, &frequencies, config.context_length, 1.0);
         let kernels = Kernels::new(options.num_threads)?;
-        weights.pack(config.tie_embeddings, kernels.pool());
+        weights.pack(config.tie_embeddings, &kernels);
         Ok(Model { name: source.name(), digest: source.digest()?, config, weights, rope, kernels })
     }
 

@@ -1,4 +1,4 @@
-//! Projections of the serving pass: plain matrices take f32 activations, packed ones quantized activations.
+//! Projections of the serving pass: plain matrices and those in bf16 take f32 activations, packed ones quantized activations.
 //!
 //! Matrices that share their input are packed all or none, so each function here takes one of two ways.
 
@@ -28,7 +28,7 @@ impl<'a> Projection<'a> {
 
     fn product(&mut self, accumulate: bool) -> Option<PackedProduct<'_>> {
         match &self.linear.weight {
-            Weight::Plain(_) => None,
+            Weight::Plain(_) | Weight::Bf16(_) => None,
             Weight::Packed(weight) => {
                 let bias = self.linear.bias.as_deref();
                 Some(PackedProduct { weight, bias, accumulate, out: &mut *self.out })
@@ -96,10 +96,11 @@ impl Model {
     }
 
     fn multiply_plain(&self, linear: &Linear, x: &[f32], out: &mut [f32]) {
-        let Weight::Plain(weight) = &linear.weight else {
-            unreachable!("matrices that share their input are packed all or none")
-        };
-        self.kernels.matmul(x, x.len() / weight.cols(), weight, out);
+        match &linear.weight {
+            Weight::Plain(weight) => self.kernels.matmul(x, x.len() / weight.cols(), weight, out),
+            Weight::Bf16(weight) => self.kernels.matmul_bf16(x, weight, false, out),
+            Weight::Packed(_) => unreachable!("matrices that share their input are packed all or none"),
+        }
         if let Some(bias) = &linear.bias {
             self.kernels.add_bias(out, bias);
         }

@@ -1,6 +1,6 @@
 //! One matrix in the form in which it is multiplied.
 
-use bespoke_kernels::{DType, Matrix, PackedMatrix, Pool};
+use bespoke_kernels::{Bf16Matrix, DType, Direction, Kernels, Matrix, PackedMatrix};
 
 use super::{LayerWeights, Weights};
 
@@ -11,6 +11,8 @@ pub enum Weight {
     Plain(Matrix),
     /// Packed for integer products with quantized activations.
     Packed(PackedMatrix),
+    /// Of type `Bf16`, packed for products with rounded activations.
+    Bf16(Bf16Matrix),
 }
 
 impl Weight {
@@ -19,6 +21,7 @@ impl Weight {
         match self {
             Weight::Plain(matrix) => matrix.dtype(),
             Weight::Packed(packed) => packed.dtype(),
+            Weight::Bf16(_) => DType::Bf16,
         }
     }
 
@@ -27,6 +30,7 @@ impl Weight {
         match self {
             Weight::Plain(matrix) => matrix.rows(),
             Weight::Packed(packed) => packed.rows(),
+            Weight::Bf16(packed) => packed.outputs(),
         }
     }
 
@@ -35,6 +39,7 @@ impl Weight {
         match self {
             Weight::Plain(matrix) => matrix.cols(),
             Weight::Packed(packed) => packed.cols(),
+            Weight::Bf16(packed) => packed.inputs(),
         }
     }
 
@@ -46,6 +51,7 @@ impl Weight {
         match self {
             Weight::Plain(matrix) => matrix.dequantize_row(row, out),
             Weight::Packed(packed) => packed.dequantize_row(row, out),
+            Weight::Bf16(packed) => packed.dequantize_row(row, out),
         }
     }
 
@@ -53,23 +59,34 @@ impl Weight {
     pub(crate) fn plain(&self) -> Option<&Matrix> {
         match self {
             Weight::Plain(matrix) => Some(matrix),
-            Weight::Packed(_) => None,
+            Weight::Packed(_) | Weight::Bf16(_) => None,
         }
     }
 }
 
 impl Weights {
-    /// Packs every quantized matrix, in the order in which a step reads them. Matrices that share their input are packed
-    /// all or not at all. Embeddings are then the output matrix where they are tied to it, else a copy, so that nothing of
-    /// the file stays in memory.
-    pub(crate) fn pack(&mut self, tie_embeddings: bool, pool: &Pool) {
+    /// Packs every quantized matrix, and those in bf16 where the processor has instructions for them, in the order in which a
+    /// step reads them. Quantized matrices that share their input are packed all or not at all. Embeddings are then the output
+    /// matrix where they are tied to it, else a copy, so that nothing of the file stays in memory.
+    pub(crate) fn pack(&mut self, tie_embeddings: bool, kernels: &Kernels) {
+        let any = self.pack_quantized(kernels) | (kernels.has_bf16() && self.pack_bf16(kernels));
+        if any {
+            self.embeddings = match (tie_embeddings, &self.embeddings) {
+                (false, Weight::Plain(matrix)) => Weight::Plain(detached(matrix)),
+                _ => self.output.weight.clone(),
+            };
+        }
+    }
+
+    /// Says whether there were any.
+    fn pack_quantized(&mut self, kernels: &Kernels) -> bool {
         let mut groups: Vec<Vec<&mut Weight>> = self.layers.iter_mut().flat_map(LayerWeights::groups).collect();
         groups.push(vec![&mut self.output.weight]);
         let packs = |weight: &&mut Weight| PackedMatrix::supports(weight.dtype());
         let groups = groups.into_iter().filter(|group| group.iter().all(packs));
         let mut weights: Vec<&mut Weight> = groups.flatten().collect();
         let matrices: Vec<Matrix> = weights.iter().filter_map(|weight| weight.plain().cloned()).collect();
-        let packed = PackedMatrix::pack_all(&matrices.iter().collect::<Vec<_>>(), pool);
+        let packed = PackedMatrix::pack_all(&matrices.iter().collect::<Vec<_>>(), kernels.pool());
         let mut any = false;
         for (weight, packed) in weights.iter_mut().zip(packed) {
             if let Some(packed) = packed {
@@ -77,12 +94,19 @@ impl Weights {
                 any = true;
             }
         }
-        if any {
-            self.embeddings = match (tie_embeddings, &self.embeddings) {
-                (false, Weight::Plain(matrix)) => Weight::Plain(detached(matrix)),
-                _ => self.output.weight.clone(),
-            };
-        }
+        any
+    }
+
+    /// Says whether there were any.
+    fn pack_bf16(&mut self, kernels: &Kernels) -> bool {
+        let layers = self.layers.iter_mut().flat_map(LayerWeights::groups).flatten();
+        let weights = layers.chain([&mut self.output.weight]);
+        let mut weights: Vec<&mut Weight> = weights.filter(|weight| weight.dtype() == DType::Bf16).collect();
+        let matrices: Vec<Matrix> = weights.iter().filter_map(|weight| weight.plain().cloned()).collect();
+        let matrices: Vec<_> = matrices.iter().map(|matrix| (matrix, Direction::Forward)).collect();
+        let packed = Bf16Matrix::pack_all(&matrices, kernels.pool());
+        weights.iter_mut().zip(packed).for_each(|(weight, packed)| **weight = Weight::Bf16(packed));
+        !weights.is_empty()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Every family and file form against the naive pass.
 
+use bespoke_kernels::Kernels;
 use bespoke_model::{Architecture, RopeScaling};
 use bespoke_testkit::{
     BOS_ID, END_OF_TEXT_ID, EOS_ID, TinyArchitecture, TinyDtype, TinyModel, TinyModelDir, TinyRope, VOCAB_SIZE,
@@ -10,6 +11,15 @@ use crate::runner::{Runner, tokens};
 
 /// Largest difference of a logit. The logits have a deviation of about 2.5, `f32` keeps 7 digits, sums are of 64 to 96 terms.
 const TOLERANCE: f64 = 1e-4;
+
+/// The same where products with weights in bf16 round their activations: each is off by up to a 512th, a tenth of the error that
+/// quantized ones have below.
+const BF16_TOLERANCE: f64 = 0.15;
+
+fn tolerance(tiny: &TinyModel) -> f64 {
+    let rounds = tiny.dtype == TinyDtype::Bf16 && Kernels::new(1).unwrap().has_bf16();
+    if rounds { BF16_TOLERANCE } else { TOLERANCE }
+}
 
 fn largest_difference(tiny: &TinyModel, written: &TinyModelDir) -> f64 {
     let tokens = tokens(70, 1);
@@ -22,12 +32,12 @@ fn largest_difference(tiny: &TinyModel, written: &TinyModelDir) -> f64 {
 
 fn check_hf(tiny: TinyModel) {
     let difference = largest_difference(&tiny, &tiny.write_hf().unwrap());
-    assert!(difference < TOLERANCE, "{difference} for {tiny:?}");
+    assert!(difference < tolerance(&tiny), "{difference} for {tiny:?}");
 }
 
-fn check_gguf(tiny: TinyModel, tolerance: f64) {
+fn check_gguf(tiny: TinyModel) {
     let difference = largest_difference(&tiny, &tiny.write_gguf().unwrap());
-    assert!(difference < tolerance, "{difference} for {tiny:?}");
+    assert!(difference < tolerance(&tiny), "{difference} for {tiny:?}");
 }
 
 fn of(architecture: TinyArchitecture) -> TinyModel {
@@ -48,8 +58,8 @@ fn rope_scaling_matches_the_naive_pass() {
     check_hf(TinyModel { rope: TinyRope::Llama3, ..TinyModel::default() });
     check_hf(TinyModel { rope: TinyRope::Llama3, transformers5: true, ..TinyModel::default() });
     check_hf(TinyModel { rope: TinyRope::Linear(4.0), ..TinyModel::default() });
-    check_gguf(TinyModel { rope: TinyRope::Llama3, ..TinyModel::default() }, TOLERANCE);
-    check_gguf(TinyModel { rope: TinyRope::Linear(4.0), ..TinyModel::default() }, TOLERANCE);
+    check_gguf(TinyModel { rope: TinyRope::Llama3, ..TinyModel::default() });
+    check_gguf(TinyModel { rope: TinyRope::Linear(4.0), ..TinyModel::default() });
 }
 
 #[test]
@@ -57,7 +67,7 @@ fn qwen_matches_the_naive_pass() {
     for architecture in [TinyArchitecture::Qwen2, TinyArchitecture::Qwen3] {
         check_hf(TinyModel { tie_embeddings: true, ..of(architecture) });
         check_hf(TinyModel { sliding_window: Some(9), ..of(architecture) });
-        check_gguf(of(architecture), TOLERANCE);
+        check_gguf(of(architecture));
     }
     check_hf(TinyModel { attention_bias: true, ..of(TinyArchitecture::Qwen3) });
 }
@@ -66,7 +76,7 @@ fn qwen_matches_the_naive_pass() {
 fn a_sliding_window_hides_what_lies_before_it() {
     let mistral = TinyModel { sliding_window: Some(8), ..of(TinyArchitecture::Mistral) };
     check_hf(mistral.clone());
-    check_gguf(mistral, TOLERANCE);
+    check_gguf(mistral);
     check_hf(TinyModel { sliding_window: Some(1), ..of(TinyArchitecture::Mistral) });
 }
 
@@ -78,10 +88,10 @@ fn half_precision_shards_match_the_naive_pass() {
 
 #[test]
 fn gguf_matches_the_naive_pass() {
-    check_gguf(TinyModel::default(), TOLERANCE);
-    check_gguf(TinyModel { tie_embeddings: true, attention_bias: true, ..TinyModel::default() }, TOLERANCE);
-    check_gguf(TinyModel { dtype: TinyDtype::F16, ..TinyModel::default() }, TOLERANCE);
-    check_gguf(TinyModel { dtype: TinyDtype::Bf16, ..of(TinyArchitecture::Qwen3) }, TOLERANCE);
+    check_gguf(TinyModel::default());
+    check_gguf(TinyModel { tie_embeddings: true, attention_bias: true, ..TinyModel::default() });
+    check_gguf(TinyModel { dtype: TinyDtype::F16, ..TinyModel::default() });
+    check_gguf(TinyModel { dtype: TinyDtype::Bf16, ..of(TinyArchitecture::Qwen3) });
 }
 
 /// Activations of quantized weights have 8 bits: each is off by up to a 254th of the largest of its 32, 0.5 % of its size on
