@@ -10,8 +10,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use bespoke_kernels::{
-    Attention, AttentionRow, DType, Isa, Kernels, KvBuffer, KvDType, KvShape, Matrix, PackedMatrix, PackedProduct,
-    Quantized, Roofline,
+    Attention, AttentionRow, Bf16Matrix, DType, Direction, Isa, Kernels, KvBuffer, KvDType, KvShape, Matrix,
+    PackedMatrix, PackedProduct, Quantized, Roofline,
 };
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -118,6 +118,33 @@ fn packed(c: &mut Criterion) {
     }
 }
 
+/// Activations of serving and of a training row, and gradients, through weights in bf16.
+fn bf16(c: &mut Criterion) {
+    let all = kernels();
+    for (rows, cols) in SHAPES {
+        let one = matrix(DType::Bf16, rows, cols);
+        for direction in [Direction::Forward, Direction::Backward] {
+            let copies: Vec<_> = std::iter::repeat_n((&one, direction), PACKED_SET.div_ceil(2 * rows * cols)).collect();
+            let weights = Bf16Matrix::pack_all(&copies, all.last().expect("at least scalar").pool());
+            let (inputs, outputs) = (weights[0].inputs(), weights[0].outputs());
+            for n in [1, 16, 150] {
+                let (x, mut out) = (floats(n * inputs), vec![0.0; n * outputs]);
+                let mut group = c.benchmark_group(format!("bf16/{direction:?}/n={n}/{rows}x{cols}"));
+                group.throughput(Throughput::Elements((n * rows * cols) as u64));
+                for kernels in &all {
+                    if kernels.isa() == Isa::Scalar && n * rows * cols > 1 << 24 {
+                        continue;
+                    }
+                    let mut turn = weights.iter().cycle();
+                    group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
+                        b.iter(|| kernels.matmul_bf16(&x, turn.next().expect("a cycle"), false, black_box(&mut out)));
+                    });
+                }
+            }
+        }
+    }
+}
+
 fn quantize(c: &mut Criterion) {
     let cols = 576;
     for n in [1, 256] {
@@ -180,6 +207,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
-    targets = roofline, pool, quantize, packed, attention, matmul
+    targets = roofline, pool, quantize, packed, bf16, attention, matmul
 }
 criterion_main!(benches);

@@ -5,6 +5,7 @@ use bespoke_model::{LayerWeights, Linear, ModelConfig, ModelSource, Weight, Weig
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
+use crate::frozen::{Compute, Frozen};
 use crate::target::Target;
 
 /// What the base weights are kept in while training.
@@ -41,6 +42,21 @@ impl BaseDtype {
     }
 }
 
+/// What frozen weights are kept in, and what products with them are computed in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Numbers {
+    /// What they are kept in. For products in bf16 that is bf16 whatever the file has, so `Auto` and `Bf16` are the same.
+    pub dtype: BaseDtype,
+    /// What products are computed in.
+    pub compute: Compute,
+}
+
+impl From<BaseDtype> for Numbers {
+    fn from(dtype: BaseDtype) -> Numbers {
+        Numbers { dtype, compute: Compute::F32 }
+    }
+}
+
 /// The weights of a frozen model and the kernels that run it.
 pub struct Base {
     /// Its dimensions.
@@ -52,7 +68,7 @@ pub struct Base {
     /// `(D)`.
     pub final_norm: Vec<f32>,
     /// `(V, D)`.
-    pub output: Matrix,
+    pub output: Frozen,
     /// The rotation of each position.
     pub rope: Rope,
     /// The opposite one, for gradients.
@@ -76,7 +92,7 @@ pub struct BaseLayer {
 /// A frozen linear module.
 pub struct BaseLinear {
     /// `(outputs, inputs)`.
-    pub weight: Matrix,
+    pub weight: Frozen,
     /// `(outputs)`.
     pub bias: Option<Vec<f32>>,
 }
@@ -87,23 +103,34 @@ impl Base {
     /// **Errors**: all that loading a model can meet, and a matrix that `dtype` cannot hold.
     pub fn load(
         source: &ModelSource,
-        dtype: BaseDtype,
+        numbers: impl Into<Numbers>,
         num_threads: usize,
         context_limit: usize,
     ) -> Result<Base, TrainError> {
+        let Numbers { dtype, compute } = numbers.into();
+        let kernels = Kernels::new(num_threads)?;
         let mut config = source.config()?;
         config.context_length = config.context_length.min(context_limit.max(1));
         let weights = Weights::load(source, &config)?;
         let frequencies = config.inverse_frequencies(weights.rope_divisors.as_deref());
         let rope = Rope::new(RopeStyle::Half, &frequencies, config.context_length, 1.0);
-        let layers = weights.layers.into_iter().map(|layer| base_layer(layer, weights.rope_style, config.head_dim));
-        let (mut layers, mut embeddings): (Vec<_>, _) = (layers.collect(), plain(&weights.embeddings).clone());
+        let linears = weights.layers.iter().flat_map(|layer| linears(layer, weights.rope_style, config.head_dim));
+        let (mut matrices, biases): (Vec<_>, Vec<_>) = linears.unzip();
+        let mut embeddings = plain(&weights.embeddings).clone();
         let mut untied = (!config.tie_embeddings).then(|| plain(&weights.output.weight).clone());
-        let linears = layers.iter_mut().flat_map(|layer| Target::ALL.into_iter().zip(&mut layer.linears));
-        let linears = linears.map(|(target, linear)| (target.name(), &mut linear.weight));
-        let others = [("embed_tokens", &mut embeddings)].into_iter().chain(untied.as_mut().map(|w| ("lm_head", w)));
-        encode(linears.chain(others), dtype, num_threads)?;
-        let output = untied.unwrap_or_else(|| embeddings.clone());
+        if compute == Compute::F32 {
+            let linears = Target::ALL.iter().map(|target| target.name()).cycle().zip(&mut matrices);
+            let others = [("embed_tokens", &mut embeddings)].into_iter().chain(untied.as_mut().map(|w| ("lm_head", w)));
+            encode(linears.chain(others), dtype, num_threads)?;
+        }
+        matrices.push(untied.unwrap_or_else(|| embeddings.clone()));
+        let mut frozen = match compute {
+            Compute::F32 => matrices.into_iter().map(Frozen::Exact).collect(),
+            Compute::Bf16 => Frozen::round_all(&matrices.iter().collect::<Vec<_>>(), &kernels),
+        };
+        let output = frozen.pop().expect("invariant: the output is the last matrix");
+        let mut linears = frozen.into_iter().zip(biases).map(|(weight, bias)| BaseLinear { weight, bias });
+        let layers = weights.layers.into_iter().map(|layer| base_layer(layer, &mut linears)).collect();
         Ok(Base {
             embeddings,
             output,
@@ -111,19 +138,21 @@ impl Base {
             final_norm: weights.final_norm,
             rope_inverse: rope.inverse(),
             rope,
-            kernels: Kernels::new(num_threads)?,
+            kernels,
             config,
         })
     }
 }
 
-/// Brings the matrices of a layer into the order of Hugging Face.
-fn base_layer(layer: LayerWeights, style: RopeStyle, head_dim: usize) -> BaseLayer {
-    let linears = [layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down];
-    let linears = std::array::from_fn(|index| {
-        let (weight, bias) = hugging_face_order(&linears[index], Target::ALL[index], style, head_dim);
-        BaseLinear { weight, bias }
-    });
+/// The matrices and biases of a layer, in the order of Hugging Face.
+fn linears(layer: &LayerWeights, style: RopeStyle, head_dim: usize) -> [(Matrix, Option<Vec<f32>>); 7] {
+    let linears = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down];
+    std::array::from_fn(|index| hugging_face_order(linears[index], Target::ALL[index], style, head_dim))
+}
+
+/// A layer, with the next seven linear modules.
+fn base_layer(layer: LayerWeights, linears: &mut impl Iterator<Item = BaseLinear>) -> BaseLayer {
+    let linears = std::array::from_fn(|_| linears.next().expect("invariant: seven modules a layer"));
     let head_norms = layer.q_norm.zip(layer.k_norm).map(|(q, k)| [q, k]);
     BaseLayer { attn_norm: layer.attn_norm, ffn_norm: layer.ffn_norm, head_norms, linears }
 }
@@ -159,7 +188,9 @@ fn encode<'a>(
 pub(crate) fn plain(weight: &Weight) -> &Matrix {
     match weight {
         Weight::Plain(matrix) => matrix,
-        Weight::Packed(_) => unreachable!("invariant: weights are packed only when a serving model is built"),
+        Weight::Packed(_) | Weight::Bf16(_) => {
+            unreachable!("invariant: weights are packed only when a serving model is built")
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use bespoke_domain::Template;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::base::BaseDtype;
+use crate::base::{BaseDtype, Numbers};
+use crate::frozen::Compute;
 use crate::loss::DpoLoss;
 use crate::optimizer::{AdamSettings, Schedule};
 
@@ -170,6 +171,8 @@ pub struct TrainRecipe {
     pub save_steps: u64,
     /// Stop after so many evaluations without a gain; 0 for never.
     pub patience: u64,
+    /// What products with the frozen weights are computed in.
+    pub compute: Compute,
     /// Keep only the rows between layers and compute the rest twice.
     pub checkpointing: bool,
     /// Threads; 0 for one per core.
@@ -237,6 +240,7 @@ impl Recipe {
                 eval_steps: 0,
                 save_steps: 0,
                 patience: 0,
+                compute: Compute::F32,
                 checkpointing: false,
                 threads: 0,
             },
@@ -275,6 +279,11 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// How the base is kept and multiplied.
+    pub fn numbers(&self) -> Numbers {
+        Numbers { dtype: self.model.base_dtype, compute: self.train.compute }
+    }
+
     /// Rows of a step.
     pub fn rows_per_step(&self) -> usize {
         self.train.batch_size * self.train.gradient_accumulation
@@ -283,7 +292,7 @@ impl Recipe {
     fn check(&self, method: Method) -> Result<(), TrainError> {
         let (lora, data, train) = (&self.lora, &self.data, &self.train);
         let share = |x: f64| (0.0..1.0).contains(&x);
-        let rules: [(&'static str, bool, &str); 15] = [
+        let rules: [(&'static str, bool, &str); 16] = [
             ("model.base", !self.model.base.is_empty(), "is empty, must name a model"),
             ("data.train", !data.train.is_empty(), "is empty, must name a file of rows (--train)"),
             ("lora.r", (1..=4096).contains(&lora.r), "must be in 1..=4096"),
@@ -295,6 +304,11 @@ impl Recipe {
                 "data.prompt_length_max",
                 method == Method::Sft || (1..data.length_max).contains(&data.prompt_length_max),
                 "must be in 1..length_max",
+            ),
+            (
+                "train.compute",
+                train.compute == Compute::F32 || matches!(self.model.base_dtype, BaseDtype::Auto | BaseDtype::Bf16),
+                "bf16 keeps the base in bf16, so that `model.base_dtype` must be auto or bf16",
             ),
             ("train.batch_size", train.batch_size > 0, "must be at least 1"),
             ("train.gradient_accumulation", train.gradient_accumulation > 0, "must be at least 1"),
@@ -353,6 +367,9 @@ mod tests {
         let settings = [set("data.train", "x"), set("lora.r", 0)];
         let error = Recipe::resolve(Method::Dpo, None, &settings).unwrap_err().to_string();
         assert!(error.starts_with("`lora.r` must be"), "{error}");
+        let settings = [set("data.train", "x"), set("train.compute", "bf16"), set("model.base_dtype", "q8_0")];
+        let error = Recipe::resolve(Method::Sft, None, &settings).unwrap_err().to_string();
+        assert!(error.starts_with("`train.compute` bf16 keeps the base in bf16"), "{error}");
     }
 
     /// Every shipped recipe, and the defaults of the method that its name ends with.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bespoke_trainer::{
-    BaseDtype, DpoLoss, LossOn, MergedDtype, Method, Recipe, TemplateName, TrainError, TrainingType,
+    BaseDtype, Compute, DpoLoss, LossOn, MergedDtype, Method, Recipe, TemplateName, TrainError, TrainingType,
 };
 use clap::{Args, ValueEnum};
 
@@ -79,6 +79,9 @@ pub(crate) struct RecipeFlags {
     /// Threads; 0 for one per core.
     #[arg(long)]
     threads: Option<i64>,
+    /// What products with the frozen weights are computed in.
+    #[arg(long, value_enum)]
+    compute: Option<Compute>,
     /// Keep only the rows between layers and compute the rest twice: less memory, a third slower.
     #[arg(long)]
     checkpointing: bool,
@@ -133,6 +136,7 @@ impl RecipeFlags {
         put("train.learning_rate", self.learning_rate.map(toml::Value::Float));
         put("train.seed", int(self.seed));
         put("train.threads", int(self.threads));
+        put("train.compute", name_of(self.compute));
         put("train.checkpointing", self.checkpointing.then_some(toml::Value::Boolean(true)));
         Recipe::resolve(method, self.config.as_deref(), &settings)
     }

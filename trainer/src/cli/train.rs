@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use bespoke_trainer::{
-    Base, Ending, Example, Item, Lora, LoraShape, Made, Method, Objective, Outcome, Pass, Preference, Recipe, Run,
-    merge, read_adapter, references, write_adapter,
+    Base, Compute, Ending, Example, Item, Lora, LoraShape, Made, Method, Objective, Outcome, Pass, Preference, Recipe,
+    Run, merge, read_adapter, references, write_adapter,
 };
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -40,7 +40,10 @@ pub(crate) fn train(method: Method, arguments: &TrainArguments) -> anyhow::Resul
     if !arguments.resume {
         manifest.write(None)?;
     }
-    let base = Base::load(&source, recipe.model.base_dtype, num_threads(&recipe), recipe.data.length_max)?;
+    let base = Base::load(&source, recipe.numbers(), num_threads(&recipe), recipe.data.length_max)?;
+    if recipe.train.compute == Compute::Bf16 && !base.kernels.has_bf16() {
+        tracing::warn!(isa = %base.kernels.isa(), "this processor has no instructions for bf16: `compute = \"f32\"` is exact and as fast");
+    }
     let lora = adapter(&recipe, &base)?;
     tracing::info!(parameters = lora.values.len(), isa = %base.kernels.isa(), threads = num_threads(&recipe), "adapter made");
     let stop = stop_flag()?;
@@ -82,7 +85,7 @@ fn run(
         if manifest.method == Method::Sft {
             return Ok(Some(vec![[0.0; 2]; examples.len()]));
         }
-        let identity = format!("{} {:?}", manifest.source.digest()?, recipe.model.base_dtype);
+        let identity = format!("{} {:?}", manifest.source.digest()?, recipe.numbers());
         let cache = recipe.train.output.join(format!("reference-{name}.safetensors"));
         let mut pass = Pass::new(base, false);
         let mut progress = |done| {

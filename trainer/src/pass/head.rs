@@ -1,6 +1,6 @@
 //! The head: hidden states of the rows that predict become log-probabilities and their unit gradients, some rows at a time.
 
-use bespoke_kernels::{Product, Right, RowLosses, View};
+use bespoke_kernels::RowLosses;
 
 use super::{Pass, size};
 use crate::batch::Batch;
@@ -38,15 +38,12 @@ impl Pass<'_> {
         for first in (0..num).step_by(ROWS) {
             let rows = first..num.min(first + ROWS);
             let logits = size(&mut kept.logits, rows.len() * vocab);
-            let left = View::new(&normed[rows.start * width..rows.end * width], rows.len(), width);
-            kernels.product(&Product { left, right: Right::Transposed(&base.output), accumulate: false }, logits);
+            base.output.forward(kernels, &normed[rows.start * width..rows.end * width], logits);
             let targets: Vec<u32> = batch.scored[rows.clone()].iter().map(|scored| scored.target).collect();
             let out = &mut logprobs[rows.clone()];
             kernels.row_losses(RowLosses { logits, targets: &targets, logprobs: out, gradient });
             if gradient {
-                let left = View::new(logits, rows.len(), vocab);
-                let out = &mut unit[rows.start * width..rows.end * width];
-                kernels.product(&Product { left, right: Right::Weights(&base.output), accumulate: false }, out);
+                base.output.backward(kernels, logits, false, &mut unit[rows.start * width..rows.end * width]);
             }
         }
         logprobs

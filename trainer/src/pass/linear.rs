@@ -45,17 +45,17 @@ impl<'a> Module<'a> {
 
     /// Computes the module; `low` is left for the backward pass.
     pub(super) fn forward(&self, x: &[f32], out: &mut [f32], low: &mut Vec<f32>, dropped: &mut Vec<f32>) {
-        let (w, inputs) = (&self.linear.weight, self.linear.weight.cols());
+        let (w, inputs) = (&self.linear.weight, self.linear.weight.inputs());
         let rows = x.len() / inputs;
         let view = View::new(x, rows, inputs);
-        self.kernels.product(&Product { left: view, right: Right::Transposed(w), accumulate: false }, out);
+        w.forward(self.kernels, x, out);
         if let Some(bias) = &self.linear.bias {
             self.kernels.add_bias(out, bias);
         }
         let Some((Adapted { lora, dropout }, factors)) = self.adapted else { return };
         let (r, scale) = (lora.rank(), lora.scale());
         let a = View::new(&lora.values[factors.a.clone()], r, inputs);
-        let b = View::new(&lora.values[factors.b.clone()], w.rows(), r);
+        let b = View::new(&lora.values[factors.b.clone()], w.outputs(), r);
         let view = match dropout {
             Some(dropout) => View::new(drop_rows(dropout, factors, x, dropped), rows, inputs),
             None => view,
@@ -75,10 +75,10 @@ impl<'a> Module<'a> {
         buffers: Buffers<'_>,
     ) {
         let w = &self.linear.weight;
-        let rows = inputs.d_out.len() / w.rows();
-        let d_out = View::new(inputs.d_out, rows, w.rows());
+        let rows = inputs.d_out.len() / w.outputs();
+        let d_out = View::new(inputs.d_out, rows, w.outputs());
         let d_low = self.adapted.map(|(Adapted { lora, dropout }, factors)| {
-            let (r, b) = (lora.rank(), View::new(&lora.values[factors.b.clone()], w.rows(), lora.rank()));
+            let (r, b) = (lora.rank(), View::new(&lora.values[factors.b.clone()], w.outputs(), lora.rank()));
             let low = View::new(inputs.low, rows, r);
             self.kernels.product(&floats(d_out.transposed(), low, true), &mut gradients[factors.b.clone()]);
             let d_low = size(buffers.d_low, rows * r);
@@ -89,12 +89,12 @@ impl<'a> Module<'a> {
                 None => inputs.x,
             };
             let d_low_view = View::new(d_low, rows, r).transposed();
-            let x = View::new(x, rows, w.cols());
+            let x = View::new(x, rows, w.inputs());
             self.kernels.product(&floats(d_low_view, x, true), &mut gradients[factors.a.clone()]);
             (lora, dropout, factors, &*d_low)
         });
         let Some((d_x, accumulate)) = d_x else { return };
-        self.kernels.product(&Product { left: d_out, right: Right::Weights(w), accumulate }, d_x);
+        w.backward(self.kernels, inputs.d_out, accumulate, d_x);
         if let Some((lora, dropout, factors, d_low)) = d_low {
             self.through_factors((lora, dropout, factors), View::new(d_low, rows, lora.rank()), d_x, buffers.dropped);
         }
@@ -108,7 +108,7 @@ impl<'a> Module<'a> {
         d_x: &mut [f32],
         buffer: &mut Vec<f32>,
     ) {
-        let a = View::new(&lora.values[factors.a.clone()], lora.rank(), self.linear.weight.cols());
+        let a = View::new(&lora.values[factors.a.clone()], lora.rank(), self.linear.weight.inputs());
         match dropout {
             None => self.kernels.product(&floats(d_low, a, true), d_x),
             Some(dropout) => {

@@ -2,10 +2,10 @@
 
 use bespoke_model::ModelSource;
 use bespoke_testkit::{TinyArchitecture, TinyModel, TinyModelDir};
-use bespoke_trainer::{Adapted, Base, BaseDtype, Batch, Dropout, Lora, LoraShape, Pass};
+use bespoke_trainer::{Adapted, Base, BaseDtype, Batch, Compute, Dropout, Lora, LoraShape, Numbers, Pass};
 
-fn base_of(dir: &TinyModelDir, dtype: BaseDtype) -> Base {
-    Base::load(&ModelSource::open(dir.path()).unwrap(), dtype, 2, 256).unwrap()
+fn base_of(dir: &TinyModelDir, numbers: impl Into<Numbers>) -> Base {
+    Base::load(&ModelSource::open(dir.path()).unwrap(), numbers, 2, 256).unwrap()
 }
 
 /// An adapter on every module whose `B` is not zero.
@@ -144,4 +144,28 @@ fn a_gguf_base_trains_in_the_order_of_hugging_face() {
     let a = gradients(&mut Pass::new(&from_folder, false), Adapted::plain(&lora), &batch);
     let b = gradients(&mut Pass::new(&from_file, false), Adapted::plain(&lora), &batch);
     assert!(a == b);
+}
+
+/// Each factor's gradient, relative to its norm: bf16 keeps 8 bits, and a gradient passes up to fourteen roundings here.
+#[test]
+fn gradients_in_bf16_are_near_those_in_f32() {
+    for architecture in [TinyArchitecture::Llama, TinyArchitecture::Qwen2] {
+        let dir = TinyModel { architecture, ..TinyModel::default() }.write_hf().unwrap();
+        let batch = batch();
+        let gradients = [Compute::F32, Compute::Bf16].map(|compute| {
+            let base = base_of(&dir, Numbers { dtype: BaseDtype::Auto, compute });
+            let lora = adapter(&base);
+            let found = gradients(&mut Pass::new(&base, false), Adapted::plain(&lora), &batch);
+            (lora, found)
+        });
+        let [(lora, exact), (_, rounded)] = gradients;
+        for place in lora.factors() {
+            for range in [place.a.clone(), place.b.clone()] {
+                let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+                let size = norm(&mut exact[range.clone()].iter().copied());
+                let off = norm(&mut exact[range.clone()].iter().zip(&rounded[range]).map(|(a, b)| a - b));
+                assert!(off > 0.0 && off < 0.1 * size, "layer {} {:?}: {}", place.layer, place.target, off / size);
+            }
+        }
+    }
 }
