@@ -206,7 +206,8 @@ impl Active {
         for sequence in self.sequences.iter_mut().filter(|sequence| sequence.end.is_none()) {
             let text = sequence.end_now(reason, None);
             if room && !text.is_empty() {
-                self.outlet.send(Event::Delta(Delta { choice: sequence.choice, text, ..Delta::default() }));
+                let delta = Delta { choice: sequence.choice, text: text.into(), ..Delta::default() };
+                self.outlet.send(Event::Delta(delta));
             }
         }
     }

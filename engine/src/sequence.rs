@@ -115,7 +115,7 @@ impl Sequence {
     /// Adds what the first delta tells about the prompt.
     fn add_prompt(&mut self, advance: &Advance<'_>, delta: &mut Delta) {
         let tokenizer = &advance.language.tokenizer;
-        delta.text = std::mem::take(&mut self.echo);
+        delta.text = std::mem::take(&mut self.echo).into();
         if advance.request.logprobs.prompt {
             delta.prompt_logprobs = self.take_prompt_logprobs();
             if delta.prompt_logprobs.is_empty() {

@@ -1,4 +1,4 @@
-//! The steady decode state allocates nothing but the text and the token ids that it hands to the reader.
+//! The steady decode state allocates nothing.
 //!
 //! A test binary of its own, for its allocator counts what the whole process does.
 
@@ -15,9 +15,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// What the reader gets to own with each token: a text and a list of token ids.
-const OWNED: usize = 2;
-/// A slow reader's channel takes memory for every 32 events.
+/// The channel takes memory for every 32 events that its reader lags behind.
 const CHANNEL_EVENTS: usize = 32;
 
 /// Counts the allocations of one request from its rendering to its end.
@@ -40,7 +38,7 @@ fn allocations(engine: &Engine, num_tokens: u32, params: SamplingParams) -> usiz
 }
 
 #[test]
-fn a_token_costs_its_text_and_its_id() {
+fn a_token_costs_no_allocation() {
     let model = TinyModel { dtype: TinyDtype::Q8_0, head_dim: 32, context_length: 1024, ..TinyModel::default() };
     let folder = model.write_gguf().unwrap();
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
@@ -55,8 +53,9 @@ fn a_token_costs_its_text_and_its_id() {
             }
             let short = allocations(&engine, 200, params.clone());
             let long = allocations(&engine, 600, params.clone());
-            let most = 400 * OWNED + 400 / CHANNEL_EVENTS + OWNED;
-            assert!(long - short <= most, "{} allocations for 400 tokens, {kv_dtype}", long - short);
+            let most = 400 / CHANNEL_EVENTS + 1;
+            let more = long.saturating_sub(short);
+            assert!(more <= most, "{more} allocations for 400 tokens, {kv_dtype}");
         }
     }
 }

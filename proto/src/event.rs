@@ -69,8 +69,8 @@ impl From<domain::Delta> for Delta {
     fn from(delta: domain::Delta) -> Self {
         Self {
             choice: delta.choice,
-            text: delta.text,
-            token_ids: delta.token_ids,
+            text: delta.text.into(),
+            token_ids: delta.token_ids.into_vec(),
             logprobs: all(delta.logprobs),
             prompt_logprobs: all(delta.prompt_logprobs),
         }
@@ -83,8 +83,8 @@ impl TryFrom<Delta> for domain::Delta {
     fn try_from(wire: Delta) -> Result<Self, Invalid> {
         Ok(Self {
             choice: wire.choice,
-            text: wire.text,
-            token_ids: wire.token_ids,
+            text: wire.text.into(),
+            token_ids: wire.token_ids.into(),
             logprobs: each("logprobs", wire.logprobs, TryInto::try_into)?,
             prompt_logprobs: each("prompt_logprobs", wire.prompt_logprobs, TryInto::try_into)?,
         })

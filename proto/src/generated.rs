@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn delta(choice: u32, text: &str, token: TokenId) -> Event {
-        Event::Delta(Delta { choice, text: text.to_owned(), token_ids: vec![token], ..Delta::default() })
+        Event::Delta(Delta { choice, text: text.into(), token_ids: [token].as_slice().into(), ..Delta::default() })
     }
 
     fn finished() -> Event {

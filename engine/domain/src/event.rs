@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use compact_str::CompactString;
+use smallvec::SmallVec;
+
 use crate::{Persona, RequestId, TokenId};
 
 /// One message of the stream of a request.
@@ -34,15 +37,15 @@ pub struct Started {
     pub seed: u64,
 }
 
-/// What one choice has grown by.
+/// What one choice has grown by. Text and ids of a token lie in place, so that a step of the engine allocates nothing.
 #[derive(Clone, Default, PartialEq)]
 pub struct Delta {
     /// The number of the choice, from 0.
     pub choice: u32,
     /// New text. May be empty where text is held back: an unfinished character or the possible start of a stop string.
-    pub text: String,
+    pub text: CompactString,
     /// New tokens.
-    pub token_ids: Vec<TokenId>,
+    pub token_ids: SmallVec<[TokenId; 4]>,
     /// The log-probabilities of the new tokens, where asked for.
     pub logprobs: Vec<TokenLogprob>,
     /// The tokens of the prompt with their log-probabilities, in the first delta, where asked for.

@@ -4,6 +4,8 @@
 //! unfinished character (3 at most), text that may be the beginning of a stop string, and nothing else. The outputs together
 //! are the lossy decoding of all tokens, cut where the first stop string begins.
 
+use compact_str::CompactString;
+
 use crate::Tokenizer;
 
 /// How a stream is decoded.
@@ -23,7 +25,7 @@ pub struct DetokenizerOptions {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DetokenizerOutput {
     /// Text that is safe to send; often empty.
-    pub text: String,
+    pub text: CompactString,
     /// Index of the stop string that matched; from then on no text comes any more.
     pub stop: Option<usize>,
 }
@@ -69,7 +71,7 @@ impl Detokenizer {
         let looks_for_stops = self.stops_after == 0;
         self.stops_after = self.stops_after.saturating_sub(1);
         if self.matched.is_some() || (self.skip_control && self.tokenizer.is_control(id)) {
-            return DetokenizerOutput { text: String::new(), stop: self.matched };
+            return DetokenizerOutput { text: CompactString::default(), stop: self.matched };
         }
         let mut bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
         if self.strip_space && !bytes.is_empty() {
@@ -92,9 +94,8 @@ impl Detokenizer {
         }
         let num_held = self.held.len();
         self.held.push_str(&String::from_utf8_lossy(&std::mem::take(&mut self.tail)));
-        let mut text = self.advance(num_held).text;
-        text.push_str(&std::mem::take(&mut self.held));
-        text
+        let text = self.advance(num_held).text;
+        text.into_string() + &std::mem::take(&mut self.held)
     }
 
     /// Adds the bytes that are whole characters or can never become one to `held`; an unfinished character stays in `tail`.
@@ -127,8 +128,8 @@ impl Detokenizer {
                 }
             }
             if let Some((stop, len)) = longest {
-                let mut text = std::mem::take(&mut self.held);
-                text.truncate(index + 1 - len);
+                let text = CompactString::from(&self.held[..index + 1 - len]);
+                self.held.clear();
                 self.matched = Some(stop);
                 return DetokenizerOutput { text, stop: self.matched };
             }
@@ -137,10 +138,10 @@ impl Detokenizer {
         self.release(num_held)
     }
 
-    /// Releases all that is held but the last `num_held` bytes. The text is the one allocation of a token.
+    /// Releases all that is held but the last `num_held` bytes. A text of up to 24 bytes allocates nothing.
     fn release(&mut self, num_held: usize) -> DetokenizerOutput {
         let released = self.held.len() - num_held;
-        let text = self.held[..released].to_owned();
+        let text = CompactString::from(&self.held[..released]);
         self.held.drain(..released);
         DetokenizerOutput { text, stop: None }
     }

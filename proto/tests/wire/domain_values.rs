@@ -172,8 +172,8 @@ fn delta() -> impl Strategy<Value = Delta> {
     (any::<u32>(), text(), vec(any::<TokenId>(), 0..5), logprobs(), logprobs()).prop_map(
         |(choice, text, token_ids, logprobs, prompt_logprobs)| Delta {
             choice,
-            text,
-            token_ids,
+            text: text.into(),
+            token_ids: token_ids.into(),
             logprobs,
             prompt_logprobs,
         },
@@ -208,8 +208,8 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
 
 pub(crate) fn generated() -> impl Strategy<Value = Generated> {
     let choice = (delta(), choice()).prop_map(|(delta, end)| GeneratedText {
-        text: delta.text,
-        token_ids: delta.token_ids,
+        text: delta.text.into(),
+        token_ids: delta.token_ids.into_vec(),
         logprobs: delta.logprobs,
         end,
     });

@@ -48,7 +48,8 @@ fn events(request: &Request, metadata: &MetadataMap) -> Vec<Event> {
         cached_tokens: 0,
         seed: 7,
     };
-    let delta = |text: &str| Event::Delta(Delta { text: text.to_owned(), token_ids: vec![1], ..Delta::default() });
+    let delta =
+        |text: &str| Event::Delta(Delta { text: text.into(), token_ids: [1].as_slice().into(), ..Delta::default() });
     let end = Choice { choice: 0, reason: FinishReason::EndOfText, matched_stop: None, generated_tokens: 2 };
     let finished = Finished { choices: vec![end], usage: Usage::default(), timings: Timings::default() };
     vec![Event::Started(started), delta("Hello, "), delta("world."), Event::Finished(finished)]

@@ -221,7 +221,9 @@ mod tests {
             cached_tokens: 1,
             seed: u64::MAX,
         };
-        let delta = |text: &str| Event::Delta(Delta { text: text.to_owned(), token_ids: vec![1], ..Delta::default() });
+        let delta = |text: &str| {
+            Event::Delta(Delta { text: text.into(), token_ids: [1].as_slice().into(), ..Delta::default() })
+        };
         let end = Choice { choice: 0, reason: FinishReason::Length, matched_stop: None, generated_tokens: 3 };
         let usage = Usage { prompt_tokens: 2, cached_tokens: 1, generated_tokens: 3, ..Usage::default() };
         let finished = Finished { choices: vec![end], usage, timings: Timings::default() };
