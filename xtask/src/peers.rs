@@ -1,4 +1,4 @@
-//! `cargo xtask bench-peers`: us and llama.cpp in turn on the same model file, prompts and threads; medians and ratios.
+//! `cargo xtask bench-peers`: us, llama.cpp and, where asked for, mistralrs in turn on the same model file, prompts and threads; medians and ratios.
 //!
 //! Each run measures the bare model of both (`speed`), then serves both with the same load (`served`); what one run of the
 //! machine slows down, it slows down for both. The numbers of all runs are gathered in `comparison`.
@@ -40,10 +40,13 @@ pub(crate) struct Arguments {
     /// The GGUF file that both run.
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
-    /// Threads that compute, for both.
+    /// Python interpreter that has the package mistralrs, to measure that too: one sequence, without serving.
+    #[arg(long, value_name = "FILE")]
+    mistralrs_python: Option<PathBuf>,
+    /// Threads that compute, for all.
     #[arg(long, value_name = "N", default_value_t = 2)]
     threads: usize,
-    /// How often both are measured in turn; the medians count.
+    /// How often all are measured in turn; the medians count.
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
     /// Numbers of sequences that write together.
@@ -69,6 +72,7 @@ struct Setup {
     ours: PathBuf,
     /// Those of llama.cpp.
     theirs: PathBuf,
+    mistralrs_python: Option<PathBuf>,
 }
 
 /// Builds our programs, measures both and prints a Markdown table.
@@ -92,6 +96,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         batch: arguments.batch.clone(),
         ours: workspace.target.join("release"),
         theirs: theirs.clone(),
+        mistralrs_python: arguments.mistralrs_python.clone(),
     };
     let mut comparison = Comparison::default();
     let mut others_percent = 0.0f64;
@@ -173,6 +178,7 @@ mod tests {
         let arguments = Arguments {
             llama_bin: None,
             model: "none.gguf".into(),
+            mistralrs_python: None,
             threads: 2,
             runs: 1,
             batch: vec![1],

@@ -15,7 +15,9 @@ pub(super) enum Better {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Ours,
+    /// Of llama.cpp.
     Theirs,
+    Mistralrs,
 }
 
 /// What is compared, in the order in which it was first measured.
@@ -29,35 +31,45 @@ struct Measure {
     better: Better,
     ours: Vec<f64>,
     theirs: Vec<f64>,
+    mistralrs: Vec<f64>,
 }
 
 impl Comparison {
     /// Adds the number of one run. The name ends with the unit.
     pub(super) fn add(&mut self, name: &str, better: Better, side: Side, number: f64) {
         let index = self.measures.iter().position(|measure| measure.name == name).unwrap_or_else(|| {
-            self.measures.push(Measure { name: name.to_owned(), better, ours: Vec::new(), theirs: Vec::new() });
+            let [ours, theirs, mistralrs] = [const { Vec::new() }; 3];
+            self.measures.push(Measure { name: name.to_owned(), better, ours, theirs, mistralrs });
             self.measures.len() - 1
         });
         let measure = &mut self.measures[index];
         match side {
             Side::Ours => measure.ours.push(number),
             Side::Theirs => measure.theirs.push(number),
+            Side::Mistralrs => measure.mistralrs.push(number),
         }
     }
 
-    /// Returns the medians and their ratios as a Markdown table.
+    /// Returns the medians and their ratios as a Markdown table, with columns of mistralrs where it was measured.
     pub(super) fn table(&self) -> String {
+        let has_mistralrs = self.measures.iter().any(|measure| !measure.mistralrs.is_empty());
+        let (more, rule) = if has_mistralrs { (" mistralrs | ours / mistralrs |", "--:|--:|") } else { ("", "") };
         let mut table =
-            String::from("| measure | better | ours | llama.cpp | ours / theirs |\n|---|---|--:|--:|--:|\n");
-        for Measure { name, better, ours, theirs } in &self.measures {
+            format!("| measure | better | ours | llama.cpp | ours / theirs |{more}\n|---|---|--:|--:|--:|{rule}\n");
+        for Measure { name, better, ours, theirs, mistralrs } in &self.measures {
             let better = match better {
                 Better::Higher => "higher",
                 Better::Lower => "lower",
             };
-            let ratio = median(ours).zip(median(theirs)).map(|(ours, theirs)| ours / theirs);
-            let ratio = ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+            let ratio = |others: &[f64]| {
+                let ratio = median(ours).zip(median(others)).map(|(ours, others)| ours / others);
+                ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
+            };
+            let (all, over) = ([spread(ours), spread(theirs)].join(" | "), ratio(theirs));
+            let more =
+                if has_mistralrs { format!(" {} | {} |", spread(mistralrs), ratio(mistralrs)) } else { String::new() };
             // Writing to a string cannot fail.
-            let _ = writeln!(table, "| {name} | {better} | {} | {} | {ratio} |", spread(ours), spread(theirs));
+            let _ = writeln!(table, "| {name} | {better} | {all} | {over} |{more}");
         }
         table
     }
@@ -65,11 +77,12 @@ impl Comparison {
     /// Returns every number.
     pub(super) fn to_json(&self) -> Value {
         let measure = |measure: &Measure| {
-            let Measure { name, ours, theirs, .. } = measure;
+            let Measure { name, ours, theirs, mistralrs, .. } = measure;
             json!({
                 "name": name,
                 "ours": ours,
                 "theirs": theirs,
+                "mistralrs": mistralrs,
                 "ours_median": median(ours),
                 "theirs_median": median(theirs),
             })
@@ -119,6 +132,13 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines[2], "| prefill, tokens/s | higher | 20.0 (10.0 to 30.0) | 5.0 (4.0 to 6.0) | 4.00 |");
         assert_eq!(lines[3], "| memory, MiB | lower | 1.0 | - | - |");
+        comparison.add("prefill, tokens/s", Better::Higher, Side::Mistralrs, 2.0);
+        let table = comparison.table();
+        let line = table.lines().nth(2).unwrap();
+        assert_eq!(
+            line,
+            "| prefill, tokens/s | higher | 20.0 (10.0 to 30.0) | 5.0 (4.0 to 6.0) | 4.00 | 2.0 | 10.00 |"
+        );
         assert_eq!(comparison.to_json()[0]["ours"], json!([10.0, 30.0, 20.0]));
         assert_eq!(comparison.to_json()[1]["theirs_median"], Value::Null);
     }

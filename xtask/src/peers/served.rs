@@ -21,11 +21,9 @@ const SLOT_CONTEXT: usize = 512;
 
 /// Measures both servers once with so many clients.
 pub(super) fn measure(setup: &Setup, clients: usize, per_client: usize, comparison: &mut Comparison) -> Result<()> {
-    for side in [Side::Ours, Side::Theirs] {
-        let mut server = match side {
-            Side::Ours => start_ours(setup, clients)?,
-            Side::Theirs => start_theirs(setup, clients)?,
-        };
+    let starts: [fn(&Setup, usize) -> Result<Server>; 2] = [start_ours, start_theirs];
+    for (side, start) in [Side::Ours, Side::Theirs].into_iter().zip(starts) {
+        let mut server = start(setup, clients)?;
         let report = load(setup, &server, clients, per_client)?;
         let memory = server.memory_mib()?;
         server.stop();

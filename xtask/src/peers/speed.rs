@@ -1,5 +1,6 @@
-//! The bare models: `bespoke-engine bench` against llama-bench and llama-batched-bench.
+//! The bare models: `bespoke-engine bench` against llama-bench, llama-batched-bench and the Python package mistralrs.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +17,10 @@ const DECODE_PROMPT: usize = 16;
 /// Cache of a batched sequence: llama.cpp rounds each to a multiple of this.
 const SEQUENCE_CONTEXT: usize = 256;
 
-/// Measures both once.
+/// Measures mistralrs, one sequence.
+const MISTRALRS: &str = include_str!("mistralrs_speed.py");
+
+/// Measures all once.
 pub(super) fn measure(setup: &Setup, comparison: &mut Comparison) -> Result<()> {
     let prefill = format!("prefill {PROMPT}, tokens/s");
     let decode = |batch: u64| format!("decode {GENERATE}, batch {batch}, tokens/s");
@@ -37,6 +41,11 @@ pub(super) fn measure(setup: &Setup, comparison: &mut Comparison) -> Result<()> 
         for (batch, speed) in parse_batched(&llama_batched_bench(setup)?)? {
             add(&decode(batch), Side::Theirs, speed);
         }
+    }
+    if let Some(python) = &setup.mistralrs_python {
+        let (prompt_speed, decode_speed) = parse_mistralrs(&mistralrs(setup, python)?)?;
+        add(&prefill, Side::Mistralrs, prompt_speed);
+        add(&decode(1), Side::Mistralrs, decode_speed);
     }
     Ok(())
 }
@@ -61,6 +70,19 @@ fn llama_batched_bench(setup: &Setup) -> Result<String> {
     command.arg("-m").arg(&setup.model).args(["-t", &setup.threads.to_string(), "-c", &context.to_string()]);
     command.args(["-npp", &DECODE_PROMPT.to_string(), "-ntg", &GENERATE.to_string(), "-npl", &join(&others)]);
     output(command.args(["--output-format", "jsonl"]))
+}
+
+fn mistralrs(setup: &Setup, python: &Path) -> Result<String> {
+    let mut command = Command::new(python);
+    command.env("RAYON_NUM_THREADS", setup.threads.to_string()).args(["-c", MISTRALRS]).arg(&setup.model);
+    output(command.args([PROMPT.to_string(), GENERATE.to_string()]))
+}
+
+/// Reads the speeds from the last line of the script; what comes before is the package's log.
+fn parse_mistralrs(text: &str) -> Result<(f64, f64)> {
+    let last = text.lines().last().context("mistralrs printed nothing")?;
+    let speeds: Value = serde_json::from_str(last).context("parse the speeds of mistralrs")?;
+    Ok((number(&speeds["prefill_tokens_per_s"])?, number(&speeds["decode_tokens_per_s"])?))
 }
 
 /// Reads the speeds of prompt and answer from `llama-bench -o json`.
@@ -109,5 +131,12 @@ mod tests {
         let text = "log\n{\"pl\": 16, \"speed_pp\": 1.0, \"speed_tg\": 297.25}\n\n{\"pl\": 32, \"speed_tg\": 299.5}\n{\"x\": 1}\n";
         assert_eq!(parse_batched(text).unwrap(), [(16, 297.25), (32, 299.5)]);
         assert!(parse_batched("log only").is_err());
+    }
+
+    #[test]
+    fn mistralrs_is_read() {
+        let text = "log\n{\"prefill_tokens_per_s\": 85.5, \"decode_tokens_per_s\": 49.0}\n";
+        assert_eq!(parse_mistralrs(text).unwrap(), (85.5, 49.0));
+        assert!(parse_mistralrs("log only").is_err());
     }
 }
