@@ -45,7 +45,7 @@ impl BaseDtype {
 /// What frozen weights are kept in, and what products with them are computed in.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Numbers {
-    /// What they are kept in. For products in bf16 that is bf16 whatever the file has, so `Auto` and `Bf16` are the same.
+    /// What they are kept in. Products in bf16 do not look at this: they pack what the file has, and embeddings stay as they are there.
     pub dtype: BaseDtype,
     /// What products are computed in.
     pub compute: Compute,

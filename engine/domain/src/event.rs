@@ -37,7 +37,10 @@ pub struct Started {
     pub seed: u64,
 }
 
-/// What one choice has grown by. Text and ids of a token lie in place, so that a step of the engine allocates nothing.
+/// As many as fit where a vector would keep its pointer and capacity: more come at once only where drafts are right.
+const TOKENS_IN_PLACE: usize = 4;
+
+/// What one choice has grown by. A short text and a few ids lie in place, so that a token without log-probabilities allocates nothing.
 #[derive(Clone, Default, PartialEq)]
 pub struct Delta {
     /// The number of the choice, from 0.
@@ -45,7 +48,7 @@ pub struct Delta {
     /// New text. May be empty where text is held back: an unfinished character or the possible start of a stop string.
     pub text: CompactString,
     /// New tokens.
-    pub token_ids: SmallVec<[TokenId; 4]>,
+    pub token_ids: SmallVec<[TokenId; TOKENS_IN_PLACE]>,
     /// The log-probabilities of the new tokens, where asked for.
     pub logprobs: Vec<TokenLogprob>,
     /// The tokens of the prompt with their log-probabilities, in the first delta, where asked for.

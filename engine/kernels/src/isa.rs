@@ -61,6 +61,11 @@ impl Isa {
         }
     }
 
+    /// The one with the widest vectors of this processor, whose functions decode and round; tile registers are not asked for.
+    pub(crate) fn with_widest_vectors() -> Isa {
+        [Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
+    }
+
     pub(crate) fn fastest() -> Isa {
         Isa::ALL.into_iter().rfind(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
     }

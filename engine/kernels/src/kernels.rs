@@ -38,7 +38,9 @@ impl Kernels {
         if !isa.is_available() {
             return Err(KernelsError::IsaUnavailable { isa });
         }
-        Ok(Kernels { isa, table: Table::of(isa), pool: Arc::new(Pool::new(num_threads)?) })
+        // SAFETY: it was found available just now.
+        let table = unsafe { Table::to_run(isa) };
+        Ok(Kernels { isa, table, pool: Arc::new(Pool::new(num_threads)?) })
     }
 
     /// The instruction set in use.
@@ -98,7 +100,7 @@ impl Kernels {
         bf16::run((self.isa, &self.pool), x, w, accumulate, out);
     }
 
-    /// Whether this processor has instructions for [`Kernels::matmul_bf16`], so that it is faster than products of floats.
+    /// Whether the instruction set has products in bf16, so that [`Kernels::matmul_bf16`] need not widen its factors to floats.
     pub fn has_bf16(&self) -> bool {
         bf16::is_native(self.isa)
     }

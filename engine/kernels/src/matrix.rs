@@ -106,8 +106,8 @@ impl Matrix {
     /// **Panics** if `row` is out of range or `out` has another length.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols, "output of a decoded row");
-        let table = Table::of(Isa::fastest());
-        // SAFETY: `Isa::fastest` returns an instruction set that this processor has.
+        let table = Table::of(Isa::with_widest_vectors());
+        // SAFETY: the instruction set is one that this processor has.
         unsafe { (table.decode)(self.dtype, self.row_bytes(row), out) }
     }
 }

@@ -1,8 +1,5 @@
 //! The functions of one instruction set. `Kernels` picks a table once and calls through it.
 
-#[cfg(target_arch = "x86_64")]
-use std::sync::OnceLock;
-
 use crate::matmul::Tile;
 use crate::packed::{Sums, TileJob};
 use crate::quantized::Sink;
@@ -57,6 +54,23 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// The table for kernels of `isa`: that of AMX only where its integer products are found faster than those of AVX-512, at the first
+    /// use in a process. Tests always take it.
+    ///
+    /// # Safety
+    /// The processor has `isa`.
+    pub(crate) unsafe fn to_run(isa: Isa) -> &'static Table {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Amx && !cfg!(test) {
+            static IS_FASTER: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+            // SAFETY: the caller's promise.
+            if !*IS_FASTER.get_or_init(|| unsafe { packed::amx::is_faster() }) {
+                return Table::of(Isa::Avx512);
+            }
+        }
+        Table::of(isa)
+    }
+
     /// The table of `isa`, which the caller has found available.
     pub(crate) fn of(isa: Isa) -> &'static Table {
         match isa {
@@ -64,9 +78,9 @@ impl Table {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &AVX2,
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx if takes_tiles() => &AMX,
+            Isa::Avx512 => &AVX512,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => &AVX512,
+            Isa::Amx => &AMX,
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("invariant: `{isa}` is never available here"),
         }
@@ -140,10 +154,3 @@ static AVX512: Table = Table {
 
 #[cfg(target_arch = "x86_64")]
 static AMX: Table = Table { packed_tile: packed::amx::tile, packed_rows: packed::amx::GROUP_ROWS, ..AVX512 };
-
-/// Whether integer products take the tile registers; tests always do.
-#[cfg(target_arch = "x86_64")]
-fn takes_tiles() -> bool {
-    static IS_FASTER: OnceLock<bool> = OnceLock::new();
-    cfg!(test) || *IS_FASTER.get_or_init(packed::amx::is_faster)
-}

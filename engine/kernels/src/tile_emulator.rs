@@ -182,7 +182,7 @@ fn execute(instruction: &Instruction, tiles: &mut [Register; 8]) -> Option<()> {
         }
         (0x5C, 2, &Operand::Register(a)) => multiply(tiles, (reg, a, vex), |a, b, sum| {
             let value = |pair: &[u8; 4], i: usize| bf16::from_le_bytes([pair[2 * i], pair[2 * i + 1]]).to_f32();
-            // First the even terms of all pairs, then the odd ones, would be the processor's order within a pair.
+            // The processor adds up the even and the odd terms of all pairs apart, so its last bits may be others.
             let sum = value(&a, 0).mul_add(value(&b, 0), f32::from_le_bytes(sum));
             value(&a, 1).mul_add(value(&b, 1), sum).to_le_bytes()
         })?,

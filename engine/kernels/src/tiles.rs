@@ -29,10 +29,11 @@ struct TileConfig {
 /// Configures the tile registers of this thread. Only for code that runs where the system lets the process use them.
 pub(crate) fn configure(shapes: [Shape; 8]) {
     let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+    assert!(shapes.iter().all(|shape| shape.rows <= ROWS && shape.bytes_per_row <= LINE), "shapes of tile registers");
     for (index, shape) in shapes.into_iter().enumerate().filter(|(_, shape)| shape.rows > 0) {
         (config.rows[index], config.bytes_per_row[index]) = (shape.rows as u8, shape.bytes_per_row as u16);
     }
-    // SAFETY: the table of AMX is chosen only where the system lets this process use tile registers; the configuration is valid.
+    // SAFETY: code for AMX is chosen only where the system lets this process use tile registers; the configuration is valid.
     unsafe { asm!("ldtilecfg [{config}]", config = in(reg) &raw const config, options(nostack, readonly)) };
 }
 

@@ -42,7 +42,10 @@ pub(crate) fn train(method: Method, arguments: &TrainArguments) -> anyhow::Resul
     }
     let base = Base::load(&source, recipe.numbers(), num_threads(&recipe), recipe.data.length_max)?;
     if recipe.train.compute == Compute::Bf16 && !base.kernels.has_bf16() {
-        tracing::warn!(isa = %base.kernels.isa(), "this processor has no instructions for bf16: `compute = \"f32\"` is exact and as fast");
+        tracing::warn!(
+            isa = %base.kernels.isa(),
+            "products in bf16 are computed from floats here: `compute = \"f32\"` is exact and takes no longer"
+        );
     }
     let lora = adapter(&recipe, &base)?;
     tracing::info!(parameters = lora.values.len(), isa = %base.kernels.isa(), threads = num_threads(&recipe), "adapter made");

@@ -177,6 +177,9 @@ fn mistakes_are_named_with_their_place_and_repair() {
     assert!(again.contains("holds a run already") && again.contains("--resume"), "{again}");
     let other = stderr(bench.run("sft", "done", &["--steps-max", "1", "--seed", "7", "--resume"]));
     assert!(other.contains("meets another run"), "{other}");
+    let rounded = stderr(bench.run("sft", "done", &["--steps-max", "1", "--compute", "bf16", "--resume"]));
+    assert!(rounded.contains("meets another run"), "{rounded}");
+    assert_success(&bench.run("sft", "rounded", &["--steps-max", "1", "--compute", "bf16"]));
     std::fs::write(bench.path("train.jsonl"), "{\"prompt\":\"p\",\"chosen\":\"c\"}\n{\"prompt\":2}\n").unwrap();
     let rows = stderr(bench.run("sft", "y", &[]));
     assert!(rows.contains("train.jsonl:2: invalid type") && rows.contains("--skip-bad-rows"), "{rows}");

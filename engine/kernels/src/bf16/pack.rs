@@ -59,7 +59,7 @@ pub(super) fn pack_all(matrices: &[(&Matrix, Direction)], pool: &Pool) -> Vec<Bf
 
 /// A row of the matrix is a lane of half a group.
 fn pack_forward(matrix: &Matrix, out: &mut [u32], pool: &Pool) {
-    let (isa, cols) = (Isa::fastest(), matrix.cols());
+    let (isa, cols) = (Isa::with_widest_vectors(), matrix.cols());
     let half_len = num_pairs(cols) * LANES;
     let out = SharedMut::new(out);
     pool.run(matrix.rows().div_ceil(LANES), |half| {
@@ -78,7 +78,7 @@ fn pack_forward(matrix: &Matrix, out: &mut [u32], pool: &Pool) {
 
 /// Two rows of the matrix are a line of each half.
 fn pack_backward(matrix: &Matrix, out: &mut [u32], pool: &Pool) {
-    let (isa, cols) = (Isa::fastest(), matrix.cols());
+    let (isa, cols) = (Isa::with_widest_vectors(), matrix.cols());
     let half_len = num_pairs(matrix.rows()) * LANES;
     let out = SharedMut::new(out);
     pool.run(matrix.rows().div_ceil(2 * TASK_PAIRS), |task| {

@@ -8,7 +8,7 @@ use super::{Bf16Matrix, GROUP, Multiply, Part, multiply};
 use crate::shared::{Place, SharedMut};
 use crate::{Isa, Pool};
 
-/// Most pairs of a part: the lines of a group take 128 KiB of a second-level cache.
+/// Most pairs of a part: the lines of a group take 64 KiB of a second-level cache.
 const PAIRS: usize = 512;
 /// Most rows between two readings of the same weights: with [`PAIRS`] pairs they take 512 KiB of a second-level cache.
 const ROWS: usize = 256;
@@ -31,6 +31,7 @@ pub(crate) fn run((isa, pool): (Isa, &Pool), x: &[f32], w: &Bf16Matrix, accumula
     let rows = x.len() / w.inputs.max(1);
     assert_eq!(x.len(), rows * w.inputs, "activations for {w:?}");
     if w.inputs == 0 {
+        assert!(w.outputs == 0 || out.len().is_multiple_of(w.outputs), "outputs for {w:?}");
         if !accumulate {
             out.fill(0.0);
         }

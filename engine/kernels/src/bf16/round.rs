@@ -24,8 +24,11 @@ impl Rounded {
     pub(super) fn fill(&mut self, isa: Isa, pool: &Pool, x: &[f32], inputs: usize) {
         let rows = x.len() / inputs;
         self.stride = ((num_pairs(inputs) / LINE) | 1) * LINE;
-        self.pairs.resize(rows * self.stride, 0);
-        let (stride, pairs) = (self.stride, SharedMut::new(&mut self.pairs[..rows * self.stride]));
+        let len = rows * self.stride;
+        if self.pairs.len() < len {
+            self.pairs.resize(len, 0);
+        }
+        let (stride, pairs) = (self.stride, SharedMut::new(&mut self.pairs[..len]));
         let task_rows = TASK.div_ceil(inputs);
         pool.run(rows.div_ceil(task_rows), |task| {
             for row in task * task_rows..rows.min((task + 1) * task_rows) {

@@ -57,28 +57,38 @@ impl Units {
     }
 }
 
-/// Whether tiles of full groups take less time than the AVX-512 way, by the best of some runs of each; under a millisecond.
-pub(crate) fn is_faster() -> bool {
+/// Whether tiles of full groups take less time than the AVX-512 way, by the best of some runs of each; under a millisecond. One format
+/// stands for all.
+///
+/// # Safety
+/// The processor has AMX.
+pub(crate) unsafe fn is_faster() -> bool {
+    // SAFETY: AMX includes AVX-512, and the rest is the caller's promise.
+    unsafe { seconds_per_row(GROUP_ROWS, tile) < seconds_per_row(avx512::GROUP_ROWS, avx512::tile) }
+}
+
+/// The best time of a group of so many rows, by row.
+///
+/// # Safety
+/// The processor has the instruction set of `tile`.
+unsafe fn seconds_per_row(rows: usize, tile: unsafe fn(&TileJob<'_>, &mut Sums)) -> f64 {
     /// Blocks of the weights: 1,024 columns.
     const BLOCKS: usize = 32;
     const ROUNDS: usize = 20;
     let format = Format::Q4_0;
     let (scales_len, codes_len) = format.tile_bytes(BLOCKS);
     let (scales, codes) = (vec![0_u8; scales_len], vec![0_u8; codes_len]);
-    let seconds_per_row = |rows: usize, tile: unsafe fn(&TileJob<'_>, &mut Sums)| {
-        let mut x = Quantized::new();
-        x.resize(rows, BLOCKS * BLOCK, rows);
-        let job = TileJob { format, scales: &scales, codes: &codes, blocks: BLOCKS, group: x.group(0), fetch: false };
-        let mut out: Sums = [[0.0; TILE]; super::GROUP_MAX];
-        let seconds = (0..ROUNDS).map(|_| {
-            let start = Instant::now();
-            // SAFETY: only the table of AMX asks, where both instruction sets are available.
-            unsafe { tile(&job, &mut out) };
-            start.elapsed().as_secs_f64()
-        });
-        seconds.fold(f64::INFINITY, f64::min) / rows as f64
-    };
-    seconds_per_row(GROUP_ROWS, tile) < seconds_per_row(avx512::GROUP_ROWS, avx512::tile)
+    let mut x = Quantized::new();
+    x.resize(rows, BLOCKS * BLOCK, rows);
+    let job = TileJob { format, scales: &scales, codes: &codes, blocks: BLOCKS, group: x.group(0), fetch: false };
+    let mut out: Sums = [[0.0; TILE]; super::GROUP_MAX];
+    let seconds = (0..ROUNDS).map(|_| {
+        let start = Instant::now();
+        // SAFETY: the caller's promise.
+        unsafe { tile(&job, &mut out) };
+        start.elapsed().as_secs_f64()
+    });
+    seconds.fold(f64::INFINITY, f64::min) / rows as f64
 }
 
 /// As `scalar::tile`.
@@ -325,6 +335,15 @@ mod tests {
                 }
             }
             emulator.run(tiles::release);
+        }
+    }
+
+    #[test]
+    fn a_way_can_be_timed() {
+        if Isa::Avx2.is_available() {
+            // SAFETY: AVX2 is available.
+            let seconds = unsafe { seconds_per_row(avx2::GROUP_ROWS, avx2::tile) };
+            assert!(seconds > 0.0 && seconds < 0.1, "{seconds}");
         }
     }
 

@@ -1,13 +1,12 @@
 //! Every family and file form against the naive pass.
 
-use bespoke_kernels::Kernels;
 use bespoke_model::{Architecture, RopeScaling};
 use bespoke_testkit::{
     BOS_ID, END_OF_TEXT_ID, EOS_ID, TinyArchitecture, TinyDtype, TinyModel, TinyModelDir, TinyRope, VOCAB_SIZE,
 };
 
 use crate::naive::Naive;
-use crate::runner::{Runner, tokens};
+use crate::runner::{Runner, rounds_activations, tokens};
 
 /// Largest difference of a logit. The logits have a deviation of about 2.5, `f32` keeps 7 digits, sums are of 64 to 96 terms.
 const TOLERANCE: f64 = 1e-4;
@@ -17,8 +16,7 @@ const TOLERANCE: f64 = 1e-4;
 const BF16_TOLERANCE: f64 = 0.15;
 
 fn tolerance(tiny: &TinyModel) -> f64 {
-    let rounds = tiny.dtype == TinyDtype::Bf16 && Kernels::new(1).unwrap().has_bf16();
-    if rounds { BF16_TOLERANCE } else { TOLERANCE }
+    if rounds_activations(tiny) { BF16_TOLERANCE } else { TOLERANCE }
 }
 
 fn largest_difference(tiny: &TinyModel, written: &TinyModelDir) -> f64 {

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use bespoke_kernels::Kernels;
 use bespoke_model::{KvCache, KvDType, LoadOptions, Model, ModelError, Step, StepRow, Workspace};
+use bespoke_testkit::{TinyDtype, TinyModel};
 
 /// Slots per block: small and odd, so that rows cross blocks at every place.
 pub(crate) const BLOCK_TOKENS: usize = 5;
@@ -74,4 +76,9 @@ pub(crate) fn table(num_tokens: usize, lane: u32) -> Vec<u32> {
 /// Tokens that look random and include special ones.
 pub(crate) fn tokens(len: usize, seed: u32) -> Vec<u32> {
     (0..len as u32).map(|i| (i * 37 + seed * 101 + i * i * 3) % bespoke_testkit::VOCAB_SIZE as u32).collect()
+}
+
+/// Whether products with the model's weights round activations to bf16.
+pub(crate) fn rounds_activations(tiny: &TinyModel) -> bool {
+    tiny.dtype == TinyDtype::Bf16 && Kernels::new(1).unwrap().has_bf16()
 }
