@@ -203,3 +203,39 @@ impl Model {
         self.project_normed(w.gathered, &self.weights.final_norm, scratch, [projection]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bespoke_testkit::{TinyDtype, TinyModel};
+
+    use super::*;
+
+    fn logits(model: &Model) -> Vec<f32> {
+        let mut cache = KvCache::new(model.config(), KvDType::F32, 4, 16).unwrap();
+        let mut workspace = Workspace::new(model, 40, 40);
+        let row = |position| StepRow { token: position * 7 + 5, position, sequence: 0, wants_logits: true };
+        let rows: Vec<StepRow> = (0..40).map(row).collect();
+        model.forward(&Step { rows: &rows, block_tables: &[&[2, 0, 3, 1]] }, &mut cache, &mut workspace).unwrap();
+        workspace.logits().flatten().copied().collect()
+    }
+
+    /// On every processor, what is done by itself where there are instructions for bf16. The logits' deviation is 2.5; the
+    /// largest difference found is 0.13.
+    #[test]
+    fn weights_packed_for_products_in_bf16_compute_nearly_the_same() {
+        for tie_embeddings in [false, true] {
+            let tiny = TinyModel { dtype: TinyDtype::Bf16, tie_embeddings, ..TinyModel::default() };
+            let folder = tiny.write_hf().unwrap();
+            let mut model = Model::load(folder.path(), LoadOptions::default()).unwrap();
+            let exact = logits(&model);
+            let kernels = model.kernels.clone();
+            if !kernels.has_bf16() {
+                assert!(model.weights.pack_bf16(&kernels));
+            }
+            let rounded = logits(&model);
+            let differences = exact.iter().zip(&rounded).map(|(a, b)| (a - b).abs());
+            let largest = differences.fold(0.0, f32::max);
+            assert!(largest < 0.3 && (largest > 0.0) != kernels.has_bf16(), "{largest}");
+        }
+    }
+}

@@ -98,7 +98,7 @@ impl Weights {
     }
 
     /// Says whether there were any.
-    fn pack_bf16(&mut self, kernels: &Kernels) -> bool {
+    pub(crate) fn pack_bf16(&mut self, kernels: &Kernels) -> bool {
         let layers = self.layers.iter_mut().flat_map(LayerWeights::groups).flatten();
         let weights = layers.chain([&mut self.output.weight]);
         let mut weights: Vec<&mut Weight> = weights.filter(|weight| weight.dtype() == DType::Bf16).collect();

@@ -55,7 +55,7 @@ fn an_unquantized_copy_computes_the_same() {
         write(folder.path(), &copy, Quantization::None).unwrap();
         let (before, after) = (logits(folder.path()), logits(&copy));
         // Sums in another order may be rounded to another bf16.
-        let bound = if rounds_activations(&tiny) { 0.15 } else { 1e-3 };
+        let bound = if rounds_activations(&tiny) { 0.3 } else { 1e-3 };
         for (before, after) in before.iter().zip(&after) {
             assert!(bound > 1e-3 || argmax(before) == argmax(after));
             assert!(before.iter().zip(after).all(|(a, b)| (a - b).abs() < bound), "{tiny:?}");

@@ -11,9 +11,9 @@ use crate::runner::{Runner, rounds_activations, tokens};
 /// Largest difference of a logit. The logits have a deviation of about 2.5, `f32` keeps 7 digits, sums are of 64 to 96 terms.
 const TOLERANCE: f64 = 1e-4;
 
-/// The same where products with weights in bf16 round their activations: each is off by up to a 512th, a tenth of the error that
-/// quantized ones have below.
-const BF16_TOLERANCE: f64 = 0.15;
+/// The same where products with weights in bf16 round their activations: each is off by up to a 512th of itself. The largest
+/// difference found is 0.13.
+const BF16_TOLERANCE: f64 = 0.3;
 
 fn tolerance(tiny: &TinyModel) -> f64 {
     if rounds_activations(tiny) { BF16_TOLERANCE } else { TOLERANCE }
