@@ -165,7 +165,7 @@ pub struct TrainRecipe {
     pub grad_norm_max: f64,
     /// The optimiser.
     pub adam: AdamSettings,
-    /// Evaluate each so many steps; 0 for each epoch.
+    /// Evaluate each so many steps and at the end; 0 for each epoch.
     pub eval_steps: u64,
     /// Save each so many steps besides each evaluation; 0 for never.
     pub save_steps: u64,

@@ -142,7 +142,9 @@ impl Run<'_> {
             }
             let each = |every: u64| every > 0 && step.is_multiple_of(every);
             let ends_epoch = progress.state.position == 0 || step == steps;
-            let evaluates = if self.recipe.eval_steps == 0 { ends_epoch } else { each(self.recipe.eval_steps) };
+            // The end always: what came after the last evaluation would be trained for nothing, as the best adapter is kept.
+            let evaluates =
+                step == steps || if self.recipe.eval_steps == 0 { ends_epoch } else { each(self.recipe.eval_steps) };
             progress.state.eval_due = evaluates && !self.validation.is_empty();
             if evaluates || ends_epoch || each(self.recipe.save_steps) {
                 self.save(progress)?;

@@ -186,6 +186,15 @@ fn mistakes_are_named_with_their_place_and_repair() {
     assert!(rows.contains("train.jsonl:1: column `chosen_persona_gold`"), "{rows}");
 }
 
+#[test]
+fn the_end_is_evaluated_whatever_the_interval() {
+    let bench = Bench::new();
+    assert_success(&bench.run("sft", "end", &["--steps-max", "3", "--set", "train.eval_steps=2", "--no-merge"]));
+    let records = bench.records("end");
+    let evaluated: Vec<_> = records.iter().filter(|r| r["kind"] == "eval").map(|r| r["step"].as_u64()).collect();
+    assert_eq!(evaluated, [Some(2), Some(3)]);
+}
+
 /// A rate so high that the loss overflows.
 #[test]
 fn a_loss_that_is_no_number_stops_with_a_good_checkpoint() {
