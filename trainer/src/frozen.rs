@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Compute {
-    /// Single precision: exact, and the faster one where the processor has no instructions for bf16.
+    /// Single precision: exact.
     #[default]
     F32,
     /// Weights, activations and gradients rounded to bf16, sums in single precision; weights are kept in bf16, once for each direction.

@@ -44,7 +44,7 @@ pub(crate) fn train(method: Method, arguments: &TrainArguments) -> anyhow::Resul
     if recipe.train.compute == Compute::Bf16 && !base.kernels.has_bf16() {
         tracing::warn!(
             isa = %base.kernels.isa(),
-            "products in bf16 are computed from floats here: `compute = \"f32\"` is exact and takes no longer"
+            "products in bf16 are computed from floats here: `compute = \"f32\"` is exact and needs no rounding"
         );
     }
     let lora = adapter(&recipe, &base)?;
