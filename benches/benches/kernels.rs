@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bespoke_kernels::{
     Attention, AttentionRow, Bf16Matrix, DType, Direction, Isa, Kernels, KvBuffer, KvDType, KvShape, Matrix,
-    PackedMatrix, PackedProduct, Quantized, Roofline,
+    PackedMatrix, PackedProduct, Quantized, Roofline, Rounded,
 };
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -111,6 +111,17 @@ fn packed(c: &mut Criterion) {
                     b.iter(|| {
                         let product = PackedProduct::new(turn.next().expect("a cycle"), black_box(&mut out));
                         kernels.matmul_packed(&quantized, &mut [product]);
+                    });
+                });
+                if !kernels.has_tiles() {
+                    continue;
+                }
+                let mut rounded = Rounded::new();
+                kernels.round(&x, n, &mut rounded);
+                group.bench_function(BenchmarkId::from_parameter(format!("{}-bf16", kernels.isa())), |b| {
+                    b.iter(|| {
+                        let product = PackedProduct::new(turn.next().expect("a cycle"), black_box(&mut out));
+                        kernels.matmul_packed_bf16(&rounded, &mut [product]);
                     });
                 });
             }

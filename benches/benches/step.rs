@@ -46,11 +46,11 @@ fn decode(c: &mut Criterion) {
             (0..batch as u32).map(row).collect()
         };
         for position in 0..DEPTH {
-            let step = Step { rows: &rows_at(position), block_tables: &tables };
+            let step = Step { rows: &rows_at(position), num_answer_rows: batch, block_tables: &tables };
             model.forward(&step, &mut cache, &mut workspace).expect("a step that fits");
         }
         let rows = rows_at(DEPTH);
-        let step = Step { rows: &rows, block_tables: &tables };
+        let step = Step { rows: &rows, num_answer_rows: rows.len(), block_tables: &tables };
         group.throughput(Throughput::Elements(batch as u64));
         group.bench_function(BenchmarkId::from_parameter(batch), |b| {
             b.iter(|| model.forward(black_box(&step), &mut cache, &mut workspace).expect("a step that fits"));

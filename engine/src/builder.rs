@@ -250,8 +250,12 @@ impl EngineBuilder {
         language: Arc<Language>,
     ) -> impl FnOnce(mpsc::Receiver<Job>, Arc<Status>) -> Worker + Send + use<> {
         let step_logits_max = STEP_LOGITS.max(self.sequences_max);
-        let budget =
-            Budget { sequences_max: self.sequences_max, step_tokens_max: self.step_tokens_max, step_logits_max };
+        let budget = Budget {
+            sequences_max: self.sequences_max,
+            step_tokens_max: self.step_tokens_max,
+            step_logits_max,
+            shares_answers: !model.prompts_differ(),
+        };
         let workspace = Workspace::new(&model, budget.step_tokens_max, budget.step_logits_max);
         move |intake, status| Worker {
             scheduler: Scheduler::new(budget, cache.num_blocks()),

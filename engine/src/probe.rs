@@ -27,13 +27,21 @@ impl SchedulerProbe {
             sequences_max: num_sequences,
             step_tokens_max: STEP_TOKENS + num_sequences,
             step_logits_max: num_sequences,
+            shares_answers: true,
         };
         let num_blocks = num_sequences * tokens_max.div_ceil(BLOCK_TOKENS);
         let mut probe = Self { scheduler: Scheduler::new(budget, num_blocks), plan: Plan::default() };
         for request in 0..num_sequences as u64 {
             let tokens = (0..prompt_tokens as u32).map(|place| place + request as u32).collect();
             let logits_from = prompt_tokens - 1;
-            let needs = Needs { tokens, tokens_max, logits_from, priority: 0, root: Some(Prefix::root("")) };
+            let needs = Needs {
+                num_prompt: prompt_tokens,
+                tokens,
+                tokens_max,
+                logits_from,
+                priority: 0,
+                root: Some(Prefix::root("")),
+            };
             probe.scheduler.enqueue(SequenceKey { request, choice: 0 }, needs);
         }
         while probe.turn() < num_sequences {}

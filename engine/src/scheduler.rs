@@ -27,6 +27,8 @@ pub(crate) struct SequenceKey {
 pub(crate) struct Needs {
     /// The tokens that it starts with, at least one.
     pub(crate) tokens: Vec<TokenId>,
+    /// How many of them are the prompt; the others are computed as an answer is.
+    pub(crate) num_prompt: usize,
     /// The most tokens that it can ever have.
     pub(crate) tokens_max: usize,
     /// The first place whose logits are wanted; usually that of the last prompt token.
@@ -46,6 +48,8 @@ pub(crate) struct Budget {
     pub(crate) step_tokens_max: usize,
     /// The most places of one step whose logits are computed; at least `sequences_max`.
     pub(crate) step_logits_max: usize,
+    /// Whether the tokens of an answer are computed as those of a prompt are, so that a later prompt may find them in the prefix cache.
+    pub(crate) shares_answers: bool,
 }
 
 /// A run of tokens of one sequence that a step computes.
@@ -56,6 +60,8 @@ pub(crate) struct Chunk {
     pub(crate) places: Range<usize>,
     /// The places whose logits are wanted; the end of `places` or empty.
     pub(crate) logits: Range<usize>,
+    /// Whether its first token is one of a prompt, not of an answer. Where answers are not shared, no chunk has both.
+    pub(crate) of_prompt: bool,
 }
 
 /// What the next step does.
@@ -63,7 +69,7 @@ pub(crate) struct Chunk {
 pub(crate) struct Plan {
     /// Sequences that have just left the queue, with the tokens found in the prefix cache.
     pub(crate) admitted: Vec<(SequenceKey, usize)>,
-    /// What to compute, at most one chunk a sequence.
+    /// What to compute, at most one chunk a sequence; chunks of answers come first.
     pub(crate) chunks: Vec<Chunk>,
 }
 
@@ -116,7 +122,7 @@ impl Scheduler {
         debug_assert!(needs.tokens_max.div_ceil(BLOCK_TOKENS) <= self.pool.num_total());
         let rank = (i64::from(needs.priority) * TURNS_PER_PRIORITY - self.turn, std::cmp::Reverse(self.num_arrived));
         self.num_arrived += 1;
-        self.wait(Entry::new(key, rank, needs));
+        self.wait(Entry::new(key, rank, needs, self.budget.shares_answers));
     }
 
     /// Fills `plan` with what the next step does; no chunks means that there is nothing to do.
@@ -129,6 +135,7 @@ impl Scheduler {
         self.plan_prompts(&mut plan.chunks);
         // A sequence that gave way after its chunk was planned is not computed.
         plan.chunks.retain(|chunk| self.running.iter().any(|entry| entry.key == chunk.key));
+        plan.chunks.sort_unstable_by_key(|chunk| chunk.of_prompt);
     }
 
     /// Notes that a chunk has been computed and that its sequence is right up to `end`, exclusive; drafts beyond are not.
@@ -235,7 +242,7 @@ impl Scheduler {
     }
 
     fn sibling_computes(&self, entry: &Entry) -> bool {
-        let computes = |other: &Entry| other.key.request == entry.key.request && other.in_prompt();
+        let computes = |other: &Entry| other.key.request == entry.key.request && other.in_first();
         entry.root.is_some() && self.running.iter().any(computes)
     }
 
@@ -255,7 +262,7 @@ impl Scheduler {
             let Some(num) = self.take_blocks(&mut index, wanted) else { continue };
             let entry = &self.running[index];
             let places = entry.num_computed..entry.num_computed + num;
-            chunks.push(Chunk { key: entry.key, logits: places.clone(), places });
+            chunks.push(Chunk { key: entry.key, logits: places.clone(), of_prompt: entry.is_in_prompt(), places });
             tokens -= num;
             logits -= num;
             index += 1;
@@ -282,8 +289,8 @@ impl Scheduler {
             let Some(num) = self.take_blocks(&mut index, wanted) else { continue };
             let entry = &self.running[index];
             let places = entry.num_computed..entry.num_computed + num;
-            let chunk =
-                Chunk { key: entry.key, logits: entry.logits_from.clamp(places.start, places.end)..places.end, places };
+            let wanted = entry.logits_from.clamp(places.start, places.end)..places.end;
+            let chunk = Chunk { key: entry.key, logits: wanted, of_prompt: entry.is_in_prompt(), places };
             tokens -= chunk.places.len();
             logits -= chunk.logits.len();
             chunks.push(chunk);

@@ -102,6 +102,7 @@ impl Worker {
         let cache = &job.request.spec.prefix_cache;
         let needs = Needs {
             tokens: job.prompt.clone(),
+            num_prompt: job.score_from.unwrap_or(num_prompt),
             // The last new token is never computed, so it needs no place in the cache.
             tokens_max: (num_prompt + max_new_tokens as usize).saturating_sub(1).max(num_prompt),
             logits_from,
@@ -169,7 +170,10 @@ impl Worker {
             }));
             tables.push(self.scheduler.blocks(chunk.key));
         }
-        let step = Step { rows: &rows, block_tables: &tables };
+        // Chunks of answers come first.
+        let answers = plan.chunks.iter().take_while(|chunk| !chunk.of_prompt);
+        let num_answer_rows = answers.map(|chunk| chunk.places.len()).sum();
+        let step = Step { rows: &rows, num_answer_rows, block_tables: &tables };
         let computed = self.model.forward(&step, &mut self.cache, &mut self.workspace);
         self.tables = recycle(tables);
         let num_rows = rows.len() as u64;

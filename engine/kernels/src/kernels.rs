@@ -7,10 +7,11 @@ use crate::attention::{Job, store};
 use crate::bf16;
 use crate::matmul::Product;
 use crate::packed::{self, PackedProduct};
-use crate::quantized::{self, Source};
+use crate::quantized;
 use crate::shared::SharedMut;
+use crate::source::Source;
 use crate::table::Table;
-use crate::{Attention, Bf16Matrix, Isa, KernelsError, KvBuffer, Matrix, NewRows, Pool, Quantized, Rope};
+use crate::{Attention, Bf16Matrix, Isa, KernelsError, KvBuffer, Matrix, NewRows, Pool, Quantized, Rope, Rounded};
 
 /// Elements that are worth a task of an elementwise kernel: a few microseconds.
 const TASK_ELEMENTS: usize = 1 << 13;
@@ -93,11 +94,52 @@ impl Kernels {
         packed::run(self.table, &self.pool, x, products);
     }
 
+    /// Rounds `n` rows of activations to bf16.
+    ///
+    /// **Shapes**: `x` `(n, cols)`. **Panics** if a length does not fit.
+    pub fn round(&self, x: &[f32], n: usize, out: &mut Rounded) {
+        self.round_source(Source::Plain { x }, n, out);
+    }
+
+    /// [`Kernels::rms_norm`] and [`Kernels::round`] in one pass.
+    ///
+    /// **Shapes**: `x` `(rows, weight.len())`. **Panics** if a length does not fit.
+    pub fn rms_norm_round(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut Rounded) {
+        let rows = x.len() / weight.len().max(1);
+        self.round_source(Source::RmsNorm { x, weight, eps }, rows, out);
+    }
+
+    /// [`Kernels::swiglu`] and [`Kernels::round`] in one pass; `gate` stays as it is.
+    ///
+    /// **Shapes**: `gate`, `up` `(n, cols)`. **Panics** if a length does not fit.
+    pub fn swiglu_round(&self, gate: &[f32], up: &[f32], n: usize, out: &mut Rounded) {
+        self.round_source(Source::SwiGlu { gate, up }, n, out);
+    }
+
+    fn round_source(&self, source: Source<'_>, rows: usize, out: &mut Rounded) {
+        bf16::round::run((self.isa, self.table, &self.pool), source, rows, out);
+    }
+
+    /// [`Kernels::matmul_packed`] in bf16: the decoded weights and the activations rounded, sums in `f32`. The bits are those of
+    /// [`Kernels::matmul_bf16`] with the same weights: a row's do not depend on the other rows, but on the instruction set.
+    ///
+    /// Weights are decoded anew at each call, which is worth it from some dozens of rows on where [`Kernels::has_tiles`].
+    ///
+    /// **Panics** if a length does not fit.
+    pub fn matmul_packed_bf16(&self, x: &Rounded, products: &mut [PackedProduct<'_>]) {
+        packed::run_rounded((self.isa, self.table, &self.pool), x, products);
+    }
+
+    /// Whether products in bf16 are several times faster than those in integers: there are tile registers.
+    pub fn has_tiles(&self) -> bool {
+        self.isa == Isa::Amx
+    }
+
     /// `out = x w`, or adds it: both factors rounded to bf16, sums in `f32`.
     ///
     /// **Shapes**: `x` `(n, w.inputs())`, `out` `(n, w.outputs())`. **Panics** if a length does not fit.
     pub fn matmul_bf16(&self, x: &[f32], w: &Bf16Matrix, accumulate: bool, out: &mut [f32]) {
-        bf16::run((self.isa, &self.pool), x, w, accumulate, out);
+        bf16::run((self.isa, self.table, &self.pool), x, w, accumulate, out);
     }
 
     /// Whether the instruction set has products in bf16, so that [`Kernels::matmul_bf16`] need not widen its factors to floats.

@@ -35,6 +35,7 @@ mod rope;
 #[cfg(test)]
 mod samples;
 mod shared;
+mod source;
 mod table;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod tile_emulator;
@@ -43,7 +44,7 @@ mod tiles;
 mod training;
 
 pub use attention::{Attention, AttentionRow, KvBuffer, KvDType, KvShape, KvSlot, NewRows};
-pub use bf16::{Bf16Matrix, Direction};
+pub use bf16::{Bf16Matrix, Direction, Rounded};
 pub use dtype::DType;
 pub use error::KernelsError;
 pub use huge_pages::zeros_on_huge_pages;

@@ -2,7 +2,8 @@
 //!
 //! Follow [`Model::forward`]: the step is checked, each row's embedding goes through the layers, and the rows that want
 //! logits go through the output matrix. The keys and values of all rows are written before a layer attends, so the rows of
-//! one prefill chunk see each other. A row's result does not depend on the other rows of its step, bit for bit.
+//! one prefill chunk see each other. A row's result does not depend on the other rows of its step, bit for bit; it may depend on
+//! whether its token is one of a prompt or of an answer.
 
 mod projection;
 mod step;
@@ -27,6 +28,7 @@ pub struct Model {
     weights: Weights,
     rope: Rope,
     kernels: Kernels,
+    prompts_differ: bool,
 }
 
 /// How a model is loaded.
@@ -69,7 +71,8 @@ impl Model {
         let rope = Rope::new(weights.rope_style, &frequencies, config.context_length, 1.0);
         let kernels = Kernels::new(options.num_threads)?;
         weights.pack(config.tie_embeddings, &kernels);
-        Ok(Model { name: source.name(), digest: source.digest()?, config, weights, rope, kernels })
+        let prompts_differ = kernels.has_tiles() && weights.has_packed();
+        Ok(Model { name: source.name(), digest: source.digest()?, config, weights, rope, kernels, prompts_differ })
     }
 
     /// Returns the configuration, its context length already limited.
@@ -104,6 +107,15 @@ impl Model {
         if is_quantized && KvDType::F16.supports(self.config.head_dim) { KvDType::F16 } else { KvDType::F32 }
     }
 
+    /// Whether the tokens of prompts are computed with other products than those of answers, so that keys and values of the same token
+    /// differ in their last digits: quantized weights are decoded to bf16 and multiplied in tile registers, where there are any.
+    /// Logits are computed alike for both.
+    ///
+    /// Which way a row takes depends on nothing but [`Step::num_answer_rows`].
+    pub fn prompts_differ(&self) -> bool {
+        self.prompts_differ
+    }
+
     /// Returns the name of the instruction set that the kernels use.
     pub fn isa(&self) -> String {
         self.kernels.isa().to_string()
@@ -120,10 +132,11 @@ impl Model {
     /// those before the step must already be in the cache.
     ///
     /// **Errors**: `StepTooLarge`, `TokenOutOfRange`, `PositionOutOfRange`, `BlockTable`; the cache is then unchanged.
-    /// **Panics**: if the cache or the workspace was made for another configuration.
+    /// **Panics**: if the cache or the workspace was made for another configuration, or there are fewer rows than rows of answers.
     pub fn forward(&self, step: &Step<'_>, cache: &mut KvCache, workspace: &mut Workspace) -> Result<(), ModelError> {
         assert!(cache.fits(&self.config), "the cache was made for another configuration");
         assert!(workspace.fits(&self.config), "the workspace was made for another configuration");
+        assert!(step.num_answer_rows <= step.rows.len(), "{} rows of answers", step.num_answer_rows);
         step.check(&self.config, cache)?;
         workspace.begin(step, cache.block_tokens())?;
         if step.rows.is_empty() {
@@ -135,7 +148,7 @@ impl Model {
         }
         for (layer, weights) in self.weights.layers.iter().enumerate() {
             self.attend(step, layer, cache, workspace);
-            self.feed_forward(weights, workspace);
+            self.feed_forward(step, weights, workspace);
         }
         self.compute_logits(workspace);
         Ok(())
@@ -144,10 +157,11 @@ impl Model {
     /// Adds the attention block of one layer to the hidden states.
     fn attend(&self, step: &Step<'_>, layer: usize, cache: &mut KvCache, workspace: &mut Workspace) {
         let (config, kernels, weights) = (&self.config, &self.kernels, &self.weights.layers[layer]);
+        let num_integer_rows = self.num_integer_rows(step);
         let w = workspace.rows();
         let projections =
             [Projection::new(&weights.q, w.q), Projection::new(&weights.k, w.k), Projection::new(&weights.v, w.v)];
-        let scratch = Scratch { plain: w.normed, quantized: w.quantized };
+        let scratch = Scratch { plain: w.normed, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
         self.project_normed(w.hidden, &weights.attn_norm, scratch, projections);
         self.normalise_heads(weights, w.q, w.k, w.heads);
         let (keys, values) = cache.layer_mut(layer);
@@ -167,8 +181,13 @@ impl Model {
         kernels.attention(attention, w.heads);
         *w.visible = recycle(visible);
 
-        let scratch = Scratch { plain: w.projected, quantized: w.quantized };
+        let scratch = Scratch { plain: w.projected, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
         self.project_add(w.heads, step.rows.len(), scratch, Projection::new(&weights.o, w.hidden));
+    }
+
+    /// Rows of a step whose packed products are of integers.
+    fn num_integer_rows(&self, step: &Step<'_>) -> usize {
+        if self.prompts_differ() { step.num_answer_rows } else { step.rows.len() }
     }
 
     /// Normalises each head of q and k (Qwen3); `scratch` is at least as wide as q.
@@ -183,12 +202,13 @@ impl Model {
     }
 
     /// Adds the feed-forward block of one layer to the hidden states.
-    fn feed_forward(&self, weights: &LayerWeights, workspace: &mut Workspace) {
+    fn feed_forward(&self, step: &Step<'_>, weights: &LayerWeights, workspace: &mut Workspace) {
+        let num_integer_rows = self.num_integer_rows(step);
         let w = workspace.rows();
         let projections = [Projection::new(&weights.gate, w.gate), Projection::new(&weights.up, w.up)];
-        let scratch = Scratch { plain: w.normed, quantized: w.quantized };
+        let scratch = Scratch { plain: w.normed, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
         self.project_normed(w.hidden, &weights.ffn_norm, scratch, projections);
-        let scratch = Scratch { plain: w.projected, quantized: w.quantized };
+        let scratch = Scratch { plain: w.projected, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
         self.project_swiglu_add(w.gate, w.up, scratch, Projection::new(&weights.down, w.hidden));
     }
 
@@ -198,7 +218,8 @@ impl Model {
         if w.gathered.is_empty() {
             return;
         }
-        let scratch = Scratch { plain: w.normed, quantized: w.quantized };
+        let num_integer_rows = w.gathered.len() / self.config.hidden_size;
+        let scratch = Scratch { plain: w.normed, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
         let projection = Projection::new(&self.weights.output, w.logits);
         self.project_normed(w.gathered, &self.weights.final_norm, scratch, [projection]);
     }
@@ -215,7 +236,13 @@ mod tests {
         let mut workspace = Workspace::new(model, 40, 40);
         let row = |position| StepRow { token: position * 7 + 5, position, sequence: 0, wants_logits: true };
         let rows: Vec<StepRow> = (0..40).map(row).collect();
-        model.forward(&Step { rows: &rows, block_tables: &[&[2, 0, 3, 1]] }, &mut cache, &mut workspace).unwrap();
+        model
+            .forward(
+                &Step { rows: &rows, num_answer_rows: 20, block_tables: &[&[2, 0, 3, 1]] },
+                &mut cache,
+                &mut workspace,
+            )
+            .unwrap();
         workspace.logits().flatten().copied().collect()
     }
 

@@ -133,7 +133,7 @@ impl Weights {
 }
 
 impl LayerWeights {
-    fn linears(&self) -> [&Linear; 7] {
+    pub(crate) fn linears(&self) -> [&Linear; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
 }

@@ -28,13 +28,17 @@ pub(super) struct Entry {
     /// The registered blocks at the beginning, and the name of the last.
     num_registered: usize,
     last_registered: Option<Prefix>,
+    /// The tokens of its prompt.
+    num_prompt: usize,
+    /// The tokens at the beginning that the prefix cache may have or get.
+    num_shareable: usize,
     /// The tokens that it started with, or started again with.
     num_first: usize,
     pub(super) parked: bool,
 }
 
 impl Entry {
-    pub(super) fn new(key: SequenceKey, rank: Rank, needs: Needs) -> Self {
+    pub(super) fn new(key: SequenceKey, rank: Rank, needs: Needs, shares_answers: bool) -> Self {
         debug_assert!(!needs.tokens.is_empty() && needs.tokens_max >= needs.tokens.len());
         let num_first = needs.tokens.len();
         let mut tokens = needs.tokens;
@@ -52,6 +56,8 @@ impl Entry {
             root: needs.root,
             num_registered: 0,
             last_registered: needs.root,
+            num_prompt: needs.num_prompt,
+            num_shareable: if shares_answers { usize::MAX } else { needs.num_prompt },
             num_first,
             parked: false,
         }
@@ -63,14 +69,21 @@ impl Entry {
     }
 
     /// Whether its first tokens are not all computed yet.
-    pub(super) fn in_prompt(&self) -> bool {
+    pub(super) fn in_first(&self) -> bool {
         self.num_computed < self.num_first
     }
 
-    /// Returns how many of the known tokens the next chunk can have within the bounds.
+    /// Whether the next token to compute is one of the prompt.
+    pub(super) fn is_in_prompt(&self) -> bool {
+        self.num_computed < self.num_prompt
+    }
+
+    /// Returns how many of the known tokens the next chunk can have within the bounds: where answers are computed in another way,
+    /// of the prompt or after it, not both.
     pub(super) fn prompt_chunk(&self, tokens_left: usize, logits_left: usize) -> usize {
         let wanted_from = self.num_computed.max(self.logits_from);
-        let end = self.tokens.len().min(self.num_computed + tokens_left).min(wanted_from + logits_left);
+        let known = if self.is_in_prompt() { self.tokens.len().min(self.num_shareable) } else { self.tokens.len() };
+        let end = known.min(self.num_computed + tokens_left).min(wanted_from + logits_left);
         end.saturating_sub(self.num_computed)
     }
 
@@ -79,7 +92,7 @@ impl Entry {
     pub(super) fn cached_blocks(&self, pool: &BlockPool) -> Vec<(u32, Prefix)> {
         let mut found = Vec::new();
         let Some(mut before) = self.root else { return found };
-        let usable = self.logits_from.min(self.tokens.len() - 1);
+        let usable = self.logits_from.min(self.tokens.len() - 1).min(self.num_shareable);
         for tokens in self.tokens[..usable].chunks_exact(BLOCK_TOKENS) {
             let Some((block, name)) = pool.find(before, tokens) else { break };
             found.push((block, name));
@@ -114,7 +127,8 @@ impl Entry {
     /// Makes the blocks known that have become full.
     pub(super) fn register_full(&mut self, pool: &mut BlockPool) {
         let Some(mut before) = self.last_registered else { return };
-        for index in self.num_registered..self.num_computed.min(self.tokens.len()) / BLOCK_TOKENS {
+        let num_known = self.num_computed.min(self.tokens.len()).min(self.num_shareable);
+        for index in self.num_registered..num_known / BLOCK_TOKENS {
             let tokens = &self.tokens[index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS];
             before = pool.register(self.blocks[index], before, tokens);
             self.num_registered = index + 1;

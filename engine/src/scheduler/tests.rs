@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const BUDGET: Budget = Budget { sequences_max: 4, step_tokens_max: 40, step_logits_max: 8 };
+const BUDGET: Budget = Budget { sequences_max: 4, step_tokens_max: 40, step_logits_max: 8, shares_answers: true };
 
 fn key(request: u64) -> SequenceKey {
     SequenceKey { request, choice: 0 }
@@ -18,8 +18,8 @@ fn prompt(request: u64, length: usize) -> Vec<TokenId> {
 }
 
 fn needs(tokens: Vec<TokenId>, new_tokens: usize) -> Needs {
-    let (logits_from, tokens_max) = (tokens.len() - 1, tokens.len() + new_tokens);
-    Needs { tokens, tokens_max, logits_from, priority: 0, root: Some(Prefix::root("")) }
+    let (num_prompt, logits_from, tokens_max) = (tokens.len(), tokens.len() - 1, tokens.len() + new_tokens);
+    Needs { tokens, num_prompt, tokens_max, logits_from, priority: 0, root: Some(Prefix::root("")) }
 }
 
 fn places(plan: &Plan) -> Vec<(u64, Range<usize>)> {
@@ -61,13 +61,44 @@ fn decoding_comes_before_prompts_and_prompts_are_cut_into_chunks() {
     assert_eq!(plan.chunks[1].logits, 69..70);
 }
 
+/// Where answers are computed in another way than prompts, nothing of one is taken for the other.
+#[test]
+fn answers_that_differ_are_not_shared_and_no_chunk_has_both() {
+    let mut scheduler = Scheduler::new(Budget { shares_answers: false, ..BUDGET }, 100);
+    let mut plan = Plan::default();
+    // An answer of 20 tokens, all of them 7.
+    scheduler.enqueue(key(0), needs(prompt(0, 20), 20));
+    while turn(&mut scheduler, &mut plan, &|_| 40).is_empty() {
+        assert!(plan.chunks[0].of_prompt == plan.chunks[0].places.contains(&0));
+    }
+    // The next turn of a conversation, and a score of the same tokens.
+    let next: Vec<TokenId> = prompt(0, 20).into_iter().chain([7; 30]).collect();
+    scheduler.enqueue(key(1), needs(next.clone(), 1));
+    scheduler.enqueue(key(2), Needs { num_prompt: 20, logits_from: 19, ..needs(next, 0) });
+    scheduler.enqueue(key(3), needs(prompt(3, 30), 1));
+    scheduler.plan(&mut plan);
+    assert_eq!(plan.admitted, [(key(1), 16), (key(2), 16), (key(3), 0)], "of the answer nothing is known");
+    assert_eq!(places(&plan), [(1, 16..50), (2, 16..20), (3, 0..2)]);
+    for chunk in &plan.chunks {
+        scheduler.commit(chunk, chunk.places.end);
+    }
+    scheduler.remove(key(1));
+    scheduler.plan(&mut plan);
+    assert_eq!(places(&plan), [(2, 20..28), (3, 2..29)]);
+    assert_eq!(plan.chunks.iter().map(|chunk| chunk.of_prompt).collect::<Vec<_>>(), [false, true]);
+    // What was a prompt's is known, if as that of a prompt alone.
+    scheduler.enqueue(key(4), needs(prompt(0, 20).into_iter().chain([7; 30]).collect(), 1));
+    scheduler.plan(&mut plan);
+    assert_eq!(plan.admitted, [(key(4), 48)]);
+}
+
 #[test]
 fn places_with_logits_are_bounded_too() {
     let mut scheduler = Scheduler::new(BUDGET, 100);
     let mut plan = Plan::default();
     scheduler.enqueue(key(0), Needs { logits_from: 0, ..needs(prompt(0, 20), 0) });
     scheduler.plan(&mut plan);
-    assert_eq!(plan.chunks, [Chunk { key: key(0), places: 0..8, logits: 0..8 }]);
+    assert_eq!(plan.chunks, [Chunk { key: key(0), places: 0..8, logits: 0..8, of_prompt: true }]);
 }
 
 #[test]

@@ -1,15 +1,37 @@
 //! What must not depend on how a request is run: company, chunks, threads, choices, and how it is read.
 
-use crate::support::{Outcome, collect, greedy, run, seeded, start, tiny};
+use crate::support::{Outcome, collect, greedy, run, seeded, start, tiny_of};
 use bespoke_engine::domain::{Continuation, Prompt, ScoreRequest};
+use bespoke_testkit::TinyDtype;
 use futures::executor::block_on;
 
 const PROMPTS: [&str; 6] =
     ["one", "two two", "three three three", "4444 4444 4444 4444", "five", "a longer prompt, number six"];
 
-#[test]
-fn batched_equals_alone() {
-    let tiny = tiny(|builder| builder);
+/// Every test for weights as floats and in blocks: where there are tile registers, prompts of the latter are computed in bf16.
+macro_rules! each_dtype {
+    ($($name:ident),* $(,)?) => {
+        mod floats { $(#[test] fn $name() { super::$name(bespoke_testkit::TinyDtype::F32); })* }
+        mod blocks { $(#[test] fn $name() { super::$name(bespoke_testkit::TinyDtype::Q8_0); })* }
+    };
+}
+
+each_dtype!(
+    batched_equals_alone,
+    chunked_prefill_equals_whole,
+    threads_do_not_matter,
+    choices_are_independent_of_their_number,
+    a_seed_repeats_and_another_differs,
+    prompt_logprobs_score_and_sampled_logprobs_agree,
+    the_text_is_that_of_the_tokens,
+    a_warm_cache_equals_a_cold_one,
+    speculation_changes_nothing_but_the_number_of_steps,
+    preempted_equals_alone,
+    a_later_turn_equals_itself_cold,
+);
+
+fn batched_equals_alone(dtype: TinyDtype) {
+    let tiny = tiny_of(dtype, |builder| builder);
     for seed in [None, Some(1), Some(2)] {
         let generate = |prompt| seed.map_or_else(|| greedy(prompt, 24), |seed| seeded(prompt, 24, seed));
         let alone: Vec<_> = PROMPTS.map(|prompt| run(&tiny.engine, generate(prompt)).ids(0)).into();
@@ -20,29 +42,26 @@ fn batched_equals_alone() {
     }
 }
 
-#[test]
-fn chunked_prefill_equals_whole() {
+fn chunked_prefill_equals_whole(dtype: TinyDtype) {
     let prompt = "a prompt that is far longer than the smallest step ".repeat(3);
-    let whole = tiny(|builder| builder.step_tokens_max(256));
+    let whole = tiny_of(dtype, |builder| builder.step_tokens_max(256));
     let want = run(&whole.engine, greedy(&prompt, 16)).ids(0);
     for step_tokens in [1, 3, 16, 17] {
-        let chunked = tiny(|builder| builder.sequences_max(1).step_tokens_max(step_tokens));
+        let chunked = tiny_of(dtype, |builder| builder.sequences_max(1).step_tokens_max(step_tokens));
         assert_eq!(run(&chunked.engine, greedy(&prompt, 16)).ids(0), want, "{step_tokens} tokens a step");
     }
 }
 
-#[test]
-fn threads_do_not_matter() {
-    let one = tiny(|builder| builder.num_threads(1));
-    let three = tiny(|builder| builder.num_threads(3));
+fn threads_do_not_matter(dtype: TinyDtype) {
+    let one = tiny_of(dtype, |builder| builder.num_threads(1));
+    let three = tiny_of(dtype, |builder| builder.num_threads(3));
     for prompt in PROMPTS {
         assert_eq!(run(&one.engine, seeded(prompt, 24, 3)).ids(0), run(&three.engine, seeded(prompt, 24, 3)).ids(0));
     }
 }
 
-#[test]
-fn choices_are_independent_of_their_number() {
-    let tiny = tiny(|builder| builder);
+fn choices_are_independent_of_their_number(dtype: TinyDtype) {
+    let tiny = tiny_of(dtype, |builder| builder);
     let choices = |n: u32| {
         let mut generate = seeded("tell me", 16, 9);
         generate.n = n;
@@ -55,9 +74,8 @@ fn choices_are_independent_of_their_number() {
     assert_eq!(four.finished.usage.generated_tokens, 64);
 }
 
-#[test]
-fn a_seed_repeats_and_another_differs() {
-    let tiny = tiny(|builder| builder);
+fn a_seed_repeats_and_another_differs(dtype: TinyDtype) {
+    let tiny = tiny_of(dtype, |builder| builder);
     let ids = |seed| run(&tiny.engine, seeded("tell me", 24, seed)).ids(0);
     assert_eq!(ids(5), ids(5));
     assert_ne!(ids(5), ids(6));
@@ -70,9 +88,8 @@ fn a_seed_repeats_and_another_differs() {
     assert_eq!(chosen.ids(0), ids(chosen.started.seed));
 }
 
-#[test]
-fn prompt_logprobs_score_and_sampled_logprobs_agree() {
-    let tiny = tiny(|builder| builder.sequences_max(4).step_tokens_max(8));
+fn prompt_logprobs_score_and_sampled_logprobs_agree(dtype: TinyDtype) {
+    let tiny = tiny_of(dtype, |builder| builder.sequences_max(4).step_tokens_max(8));
     let mut generate = greedy("what is it", 12);
     generate.logprobs.sampled = true;
     generate.logprobs.top = 2;
@@ -97,6 +114,10 @@ fn prompt_logprobs_score_and_sampled_logprobs_agree() {
         );
     }
 
+    if dtype != TinyDtype::F32 {
+        // As a prompt, the same tokens may be computed in another precision.
+        return;
+    }
     let prompt = tiny.engine.render(&spec, None).unwrap().token_ids;
     let whole: Vec<_> = prompt.iter().copied().chain(sampled.ids(0)).collect();
     let mut generate = greedy("", 1);
@@ -109,9 +130,8 @@ fn prompt_logprobs_score_and_sampled_logprobs_agree() {
     assert_eq!(echoed[prompt.len()..], score.tokens[..]);
 }
 
-#[test]
-fn the_text_is_that_of_the_tokens() {
-    let tiny = tiny(|builder| builder);
+fn the_text_is_that_of_the_tokens(dtype: TinyDtype) {
+    let tiny = tiny_of(dtype, |builder| builder);
     for seed in 0..20 {
         let Outcome { deltas, .. } = &run(&tiny.engine, seeded("text", 40, seed));
         let ids: Vec<_> = deltas.iter().flat_map(|delta| delta.token_ids.iter().copied()).collect();
@@ -120,9 +140,8 @@ fn the_text_is_that_of_the_tokens() {
     }
 }
 
-#[test]
-fn a_warm_cache_equals_a_cold_one() {
-    let tiny = tiny(|builder| builder);
+fn a_warm_cache_equals_a_cold_one(dtype: TinyDtype) {
+    let tiny = tiny_of(dtype, |builder| builder);
     let shared = "a beginning that all of these prompts have in common, ";
     for seed in [None, Some(4)] {
         for end in ["first", "second", "third"] {
@@ -143,9 +162,23 @@ fn a_warm_cache_equals_a_cold_one() {
     assert_eq!(run(&tiny.engine, salted).started.cached_tokens, 0);
 }
 
-#[test]
-fn speculation_changes_nothing_but_the_number_of_steps() {
-    let tiny = tiny(|builder| builder);
+/// The next turn finds what is its own beginning, and what it finds changes nothing.
+fn a_later_turn_equals_itself_cold(dtype: TinyDtype) {
+    let tiny = tiny_of(dtype, |builder| builder);
+    let first = greedy("a question that is longer than a block", 40);
+    let prompt = tiny.engine.render(&first.spec, None).unwrap().token_ids;
+    let answer = run(&tiny.engine, first).ids(0);
+    let mut warm = greedy("", 24);
+    warm.spec.prompt = Prompt::Tokens(prompt.iter().copied().chain(answer).chain(prompt.iter().copied()).collect());
+    let mut cold = warm.clone();
+    cold.spec.prefix_cache.off = true;
+    let (warm, cold) = (run(&tiny.engine, warm), run(&tiny.engine, cold));
+    assert!(warm.started.cached_tokens >= 16 && cold.started.cached_tokens == 0);
+    assert_eq!(warm.ids(0), cold.ids(0));
+}
+
+fn speculation_changes_nothing_but_the_number_of_steps(dtype: TinyDtype) {
+    let tiny = tiny_of(dtype, |builder| builder);
     let mut accepted = 0;
     for (index, prompt) in ["abc abc abc abc", "one two one two one", "xyxyxyxyxy"].into_iter().enumerate() {
         for generate in [greedy(prompt, 60), seeded(prompt, 60, index as u64)] {
@@ -167,10 +200,9 @@ fn speculation_changes_nothing_but_the_number_of_steps() {
     assert_eq!(tiny.engine.totals().accepted_tokens, u64::from(accepted));
 }
 
-#[test]
-fn preempted_equals_alone() {
-    let roomy = tiny(|builder| builder);
-    let tight = tiny(|builder| builder.kv_tokens(160));
+fn preempted_equals_alone(dtype: TinyDtype) {
+    let roomy = tiny_of(dtype, |builder| builder);
+    let tight = tiny_of(dtype, |builder| builder.kv_tokens(160));
     let alone: Vec<_> = PROMPTS.map(|prompt| run(&roomy.engine, seeded(prompt, 60, 8)).ids(0)).into();
     let together: Vec<_> = PROMPTS.map(|prompt| start(&tight.engine, seeded(prompt, 60, 8))).into();
     let preempted: Vec<_> = together.into_iter().map(|stream| collect(stream).unwrap().ids(0)).collect();

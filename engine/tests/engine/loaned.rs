@@ -94,7 +94,7 @@ impl Loaned {
                 .map(|(&token, position)| StepRow { token, position, sequence: 0, wants_logits: false })
                 .collect();
             rows.last_mut().unwrap().wants_logits = true;
-            let step = Step { rows: &rows, block_tables: &[&self.table] };
+            let step = Step { rows: &rows, num_answer_rows: 0, block_tables: &[&self.table] };
             self.model.forward(&step, &mut self.cache, &mut self.workspace).unwrap();
             self.num_tokens += chunk.len();
         }

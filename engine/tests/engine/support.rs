@@ -6,7 +6,7 @@ use bespoke_engine::{
     Engine, EngineBuilder, EngineError, Event, Generation,
     domain::{Delta, Finished, Generate, Prompt, PromptSpec, Request, Sampling, SamplingParams, Started, Template},
 };
-use bespoke_testkit::{TinyModel, TinyModelDir};
+use bespoke_testkit::{TinyDtype, TinyModel, TinyModelDir};
 use futures::{StreamExt, executor::block_on};
 
 /// An engine on a tiny random model; the folder lives as long as this.
@@ -27,6 +27,13 @@ pub(crate) fn tiny(configure: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Ti
     let folder = TinyModel::default().write_hf().unwrap();
     let builder = Engine::builder().model(folder.path()).num_threads(1);
     Tiny::new(configure(builder).build().unwrap(), folder)
+}
+
+/// The same on weights of a type, in a GGUF file.
+pub(crate) fn tiny_of(dtype: TinyDtype, configure: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Tiny {
+    let file = TinyModel { dtype, ..TinyModel::default() }.write_gguf().unwrap();
+    let builder = Engine::builder().model(file.path()).num_threads(1);
+    Tiny::new(configure(builder).build().unwrap(), file)
 }
 
 /// Builds an engine for one sequence on a model that takes milliseconds for a token, so that a reader is always faster.

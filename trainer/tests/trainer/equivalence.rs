@@ -81,7 +81,9 @@ fn served(folder: &std::path::Path, ids: &[u32]) -> Vec<f32> {
         wants_logits: true,
     };
     let rows: Vec<StepRow> = ids.iter().enumerate().map(row).collect();
-    model.forward(&Step { rows: &rows, block_tables: &[&[0, 1, 2, 3]] }, &mut cache, &mut workspace).unwrap();
+    model
+        .forward(&Step { rows: &rows, num_answer_rows: 0, block_tables: &[&[0, 1, 2, 3]] }, &mut cache, &mut workspace)
+        .unwrap();
     let logits = workspace.logits().zip(&ids[1..]);
     logits.map(|(logits, &next)| logits[next as usize] - bespoke_kernels::log_sum_exp(logits)).collect()
 }

@@ -1,6 +1,7 @@
 //! Products in bf16 with the tile registers of AMX: four of them hold the sums of 32 rows and 32 outputs.
 
 use std::arch::asm;
+use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
 
 use super::{GROUP, LANES, Part, STEP};
 use crate::shared::Place;
@@ -49,9 +50,8 @@ unsafe fn block<const LOWER: bool>(part: &Part<'_>, row: usize, place: Place) {
     let out = place.start.wrapping_add(row * place.stride);
     let lower_out = out.wrapping_add(ROWS * place.stride);
     let out_stride = place.stride * size_of::<f32>();
-    let x = part.x.as_ptr().wrapping_add(row * part.stride);
-    let lower_x = x.wrapping_add(ROWS * part.stride);
-    let x_stride = part.stride * size_of::<u32>();
+    let x = part.x.as_ptr().wrapping_add(part.row(row));
+    let lower_x = x.wrapping_add(part.block_len);
     // SAFETY: the caller's promise. Tile registers are nothing that the compiler uses, so they keep their contents in between.
     unsafe {
         if place.add {
@@ -66,28 +66,40 @@ unsafe fn block<const LOWER: bool>(part: &Part<'_>, row: usize, place: Place) {
         } else if LOWER {
             asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
         }
+        // The outputs are asked for while they are computed.
+        for row in 0..if LOWER { 2 * ROWS } else { ROWS } {
+            let line = out.wrapping_add(row * place.stride).cast();
+            _mm_prefetch::<_MM_HINT_ET0>(line);
+            _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_byte_add(LINE));
+        }
         for pair in (0..part.pairs).step_by(PAIRS) {
             let lines = part.lines.map(|lines| lines.as_ptr().wrapping_add(pair * LANES));
+            for line in 0..ROWS {
+                let at = (pair + 2 * PAIRS) * ROWS + line * PAIRS;
+                _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(at).cast());
+                if LOWER {
+                    _mm_prefetch::<_MM_HINT_T0>(lower_x.wrapping_add(at).cast());
+                }
+            }
             asm!(
                 "tileloadd tmm6, [{first} + {line}]",
-                "tileloadd tmm4, [{x} + {x_stride}]",
+                "tileloadd tmm4, [{x} + {line}]",
                 "tileloadd tmm7, [{second} + {line}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 first = in(reg) lines[0],
                 second = in(reg) lines[1],
-                x = in(reg) x.wrapping_add(pair),
-                x_stride = in(reg) x_stride,
+                x = in(reg) x.wrapping_add(pair * ROWS),
                 line = in(reg) LINE,
                 options(nostack, readonly),
             );
             if LOWER {
                 asm!(
-                    "tileloadd tmm5, [{x} + {x_stride}]",
+                    "tileloadd tmm5, [{x} + {line}]",
                     "tdpbf16ps tmm2, tmm5, tmm6",
                     "tdpbf16ps tmm3, tmm5, tmm7",
-                    x = in(reg) lower_x.wrapping_add(pair),
-                    x_stride = in(reg) x_stride,
+                    x = in(reg) lower_x.wrapping_add(pair * ROWS),
+                    line = in(reg) LINE,
                     options(nostack, readonly),
                 );
             }

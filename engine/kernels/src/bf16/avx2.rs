@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Part};
+use super::{LANES, Part, SQUARE_PAIRS, next_pair};
 use crate::shared::Place;
 
-/// Rows together: eight sums, four vectors of weights and a pair of activations take 14 of 16 registers.
+/// Rows together, of one block: eight sums, four vectors of weights and a pair of activations take 14 of 16 registers.
 const ROWS: usize = 4;
 /// Floats of a vector.
 const VECTOR: usize = 8;
@@ -38,7 +38,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 unsafe fn rows<const N: usize>(part: &Part<'_>, half: usize, row: usize, place: Place) {
-    let (mut line, mut x) = (part.lines[half].as_ptr(), part.x.as_ptr().wrapping_add(row * part.stride));
+    let (mut line, mut x) = (part.lines[half].as_ptr(), part.x.as_ptr().wrapping_add(part.row(row)));
     let out =
         |i: usize, vector: usize| place.start.wrapping_add((row + i) * place.stride + half * LANES + vector * VECTOR);
     let mut sums = [[_mm256_setzero_ps(); 2]; N];
@@ -49,17 +49,17 @@ unsafe fn rows<const N: usize>(part: &Part<'_>, half: usize, row: usize, place: 
                 *sums = [_mm256_loadu_ps(out(i, 0)), _mm256_loadu_ps(out(i, 1))];
             }
         }
-        for _ in 0..part.pairs {
+        for pair in 1..=part.pairs {
             let (a, b) = (_mm256_loadu_si256(line.cast()), _mm256_loadu_si256(line.add(VECTOR).cast()));
             let (a, b) = ([even(a), odd(a)], [even(b), odd(b)]);
             for (i, sums) in sums.iter_mut().enumerate() {
-                let pair = _mm256_set1_epi32((*x.add(i * part.stride)).cast_signed());
+                let pair = _mm256_set1_epi32((*x.add(i * SQUARE_PAIRS)).cast_signed());
                 let (x_even, x_odd) = (even(pair), odd(pair));
                 sums[0] = _mm256_fmadd_ps(a[1], x_odd, _mm256_fmadd_ps(a[0], x_even, sums[0]));
                 sums[1] = _mm256_fmadd_ps(b[1], x_odd, _mm256_fmadd_ps(b[0], x_even, sums[1]));
             }
             line = line.wrapping_add(LANES);
-            x = x.wrapping_add(1);
+            x = x.wrapping_add(next_pair(pair));
         }
         for (i, sums) in sums.into_iter().enumerate() {
             _mm256_storeu_ps(out(i, 0), sums[0]);

@@ -2,11 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Part};
+use super::{LANES, Part, SQUARE_PAIRS, next_pair};
 use crate::shared::Place;
 
-/// Rows together: twenty-four sums leave eight registers for weights and activations.
-const ROWS: usize = 12;
+/// Rows together, half a block: sixteen sums keep both units of a processor busy.
+const ROWS: usize = 8;
 /// Bytes between the lines in use and those that the first-level cache is asked for.
 const AHEAD: usize = 2048;
 
@@ -30,11 +30,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
             4 => rows::<4>(part, row, place),
             5 => rows::<5>(part, row, place),
             6 => rows::<6>(part, row, place),
-            7 => rows::<7>(part, row, place),
-            8 => rows::<8>(part, row, place),
-            9 => rows::<9>(part, row, place),
-            10 => rows::<10>(part, row, place),
-            _ => rows::<11>(part, row, place),
+            _ => rows::<7>(part, row, place),
         }
     }
 }
@@ -45,7 +41,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
 #[inline]
 unsafe fn rows<const N: usize>(part: &Part<'_>, row: usize, place: Place) {
     let mut lines = part.lines.map(<[u32]>::as_ptr);
-    let mut x = part.x.as_ptr().wrapping_add(row * part.stride);
+    let mut x = part.x.as_ptr().wrapping_add(part.row(row));
     let out = |i: usize, half: usize| place.start.wrapping_add((row + i) * place.stride + half * LANES);
     let mut sums = [[_mm512_setzero_ps(); 2]; N];
     // SAFETY: the caller's promise: pairs, lines and outputs of `N` rows are there; a prefetch reads nothing.
@@ -55,7 +51,7 @@ unsafe fn rows<const N: usize>(part: &Part<'_>, row: usize, place: Place) {
                 *sums = [_mm512_loadu_ps(out(i, 0)), _mm512_loadu_ps(out(i, 1))];
             }
         }
-        for _ in 0..part.pairs {
+        for pair in 1..=part.pairs {
             let a = pairs(_mm512_loadu_si512(lines[0].cast()));
             let b = pairs(_mm512_loadu_si512(lines[1].cast()));
             if row == 0 {
@@ -63,12 +59,12 @@ unsafe fn rows<const N: usize>(part: &Part<'_>, row: usize, place: Place) {
                 _mm_prefetch::<_MM_HINT_T0>(lines[1].wrapping_byte_add(AHEAD).cast());
             }
             for (i, sums) in sums.iter_mut().enumerate() {
-                let x = pairs(_mm512_set1_epi32((*x.add(i * part.stride)).cast_signed()));
+                let x = pairs(_mm512_set1_epi32((*x.add(i * SQUARE_PAIRS)).cast_signed()));
                 sums[0] = _mm512_dpbf16_ps(sums[0], a, x);
                 sums[1] = _mm512_dpbf16_ps(sums[1], b, x);
             }
             lines = lines.map(|line| line.wrapping_add(LANES));
-            x = x.wrapping_add(1);
+            x = x.wrapping_add(next_pair(pair));
         }
         for (i, sums) in sums.into_iter().enumerate() {
             _mm512_storeu_ps(out(i, 0), sums[0]);

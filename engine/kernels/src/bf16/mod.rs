@@ -3,7 +3,8 @@
 //! **Layout.** Two neighbouring inputs are a *pair*, 32 bits. A *line* is a pair of sixteen outputs: 64 bytes, what one `vdpbf16ps`
 //! or a row of a tile register takes. Thirty-two outputs form a *group*: all lines of its first half, then all of its second.
 //! Inputs are filled up with zeros to a multiple of [`STEP`], outputs to a multiple of [`GROUP`]. Weights are packed once, for one
-//! direction; activations are rounded at each product, to rows of pairs.
+//! direction; activations are rounded at each product: sixteen rows form a *block*, and sixteen pairs of each, one row after the other,
+//! are what a tile register takes; a block is such squares, pair by pair, the last one padded with zeros to whole pairs.
 //!
 //! **Meaning.** Each output starts at zero, or at what it held where the product is added; pair by pair, the product of the even
 //! inputs is added, then that of the odd ones. Scalar and AVX2 do exactly that, fused. `vdpbf16ps` takes the odd inputs first;
@@ -17,8 +18,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod pack;
-mod product;
-mod round;
+pub(crate) mod product;
+pub(crate) mod round;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -29,17 +30,24 @@ use std::sync::Arc;
 
 pub use pack::Direction;
 pub(crate) use product::run;
+pub use round::Rounded;
 
 use crate::huge_pages::HugePages;
 use crate::shared::Place;
 use crate::{Isa, Matrix, Pool};
 
 /// Outputs of a line.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// Outputs that are computed together.
-const GROUP: usize = 2 * LANES;
+pub(crate) const GROUP: usize = 2 * LANES;
 /// Inputs are filled up to a multiple of this: the depth of a tile register.
-const STEP: usize = 32;
+pub(crate) const STEP: usize = 32;
+/// Activation rows of a block.
+const BLOCK_ROWS: usize = 16;
+/// Pairs of a row in a square.
+const SQUARE_PAIRS: usize = STEP / 2;
+/// Pairs of a square.
+const SQUARE: usize = BLOCK_ROWS * SQUARE_PAIRS;
 
 /// Weights rounded to bf16 and packed for [`Kernels::matmul_bf16`](crate::Kernels::matmul_bf16) in one direction; cheap to clone.
 #[derive(Clone)]
@@ -117,7 +125,7 @@ impl fmt::Debug for Bf16Matrix {
 }
 
 /// Pairs of so many inputs, filled up.
-fn num_pairs(inputs: usize) -> usize {
+pub(crate) fn num_pairs(inputs: usize) -> usize {
     inputs.next_multiple_of(STEP) / 2
 }
 
@@ -132,37 +140,50 @@ fn odd(pair: u32) -> f32 {
 }
 
 /// Some rows of activations and a group of weights, over some pairs.
-struct Part<'a> {
-    /// Pairs of the first row; row `i` begins `i * stride` later.
-    x: &'a [u32],
-    stride: usize,
-    rows: usize,
+pub(crate) struct Part<'a> {
+    /// Squares of activations, the first that of the first row and pair; the next block begins `block_len` later.
+    pub(crate) x: &'a [u32],
+    pub(crate) block_len: usize,
+    pub(crate) rows: usize,
     /// The lines of both halves of the group.
-    lines: [&'a [u32]; 2],
+    pub(crate) lines: [&'a [u32]; 2],
     /// Pairs of a row, a multiple of 16.
-    pairs: usize,
+    pub(crate) pairs: usize,
 }
 
 impl Part<'_> {
+    /// Where a row's pairs of its first square begin; those of the next are [`SQUARE`] later.
+    #[inline(always)]
+    fn row(&self, row: usize) -> usize {
+        row / BLOCK_ROWS * self.block_len + row % BLOCK_ROWS * SQUARE_PAIRS
+    }
+
     /// Asserts that every row and line lies in its slice.
     #[inline(always)]
     fn check(&self) {
         assert!(self.pairs.is_multiple_of(STEP / 2), "{} pairs", self.pairs);
         assert!(self.lines.iter().all(|lines| lines.len() == self.pairs * LANES), "lines of a group");
         if let Some(last) = self.rows.checked_sub(1) {
-            assert!(last * self.stride + self.pairs <= self.x.len(), "activations of a part are too short");
+            let end = last / BLOCK_ROWS * self.block_len + self.pairs * BLOCK_ROWS;
+            assert!(end <= self.x.len(), "activations of a part are too short");
         }
     }
+}
+
+/// From the pair before `pair` of a row to it.
+#[inline(always)]
+fn next_pair(pair: usize) -> usize {
+    if pair.is_multiple_of(SQUARE_PAIRS) { SQUARE - SQUARE_PAIRS + 1 } else { 1 }
 }
 
 /// Computes a part.
 ///
 /// # Safety
 /// The processor has the instruction set; the place has [`GROUP`] floats for each row of the part, which nobody else uses.
-type Multiply = unsafe fn(&Part<'_>, Place);
+pub(crate) type Multiply = unsafe fn(&Part<'_>, Place);
 
 /// The function of an instruction set that is available.
-fn multiply(isa: Isa) -> Multiply {
+pub(crate) fn multiply(isa: Isa) -> Multiply {
     match isa {
         Isa::Scalar => scalar::multiply,
         #[cfg(target_arch = "x86_64")]
@@ -183,6 +204,11 @@ pub(crate) fn is_native(isa: Isa) -> bool {
         Isa::Avx512 => has_avx512_bf16(),
         Isa::Amx => true,
     }
+}
+
+/// Whether rounding has an instruction of its own.
+pub(crate) fn has_rounding(isa: Isa) -> bool {
+    matches!(isa, Isa::Avx512 | Isa::Amx) && has_avx512_bf16()
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -3,15 +3,17 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::round::Rounded;
+use super::round::{self, Rounded};
 use super::{Bf16Matrix, GROUP, Multiply, Part, multiply};
 use crate::shared::{Place, SharedMut};
+use crate::source::Source;
+use crate::table::Table;
 use crate::{Isa, Pool};
 
-/// Most pairs of a part: the lines of a group take 64 KiB of a second-level cache.
-const PAIRS: usize = 512;
-/// Most rows between two readings of the same weights: with [`PAIRS`] pairs they take 512 KiB of a second-level cache.
-const ROWS: usize = 256;
+/// Most pairs of a part: the lines of a group take 96 KiB of a second-level cache.
+pub(crate) const PAIRS: usize = 768;
+/// Most rows between two readings of the same weights: with [`PAIRS`] pairs they take 768 KiB of a second-level cache.
+pub(crate) const ROWS: usize = 256;
 /// Multiply-adds that are worth a task.
 const MIN_TASK: usize = 1 << 17;
 /// Tasks per thread where there is enough work, for balance.
@@ -27,7 +29,13 @@ thread_local! {
 /// Computes `out = x w`, or adds it.
 ///
 /// **Panics** if a length does not fit.
-pub(crate) fn run((isa, pool): (Isa, &Pool), x: &[f32], w: &Bf16Matrix, accumulate: bool, out: &mut [f32]) {
+pub(crate) fn run(
+    (isa, table, pool): (Isa, &'static Table, &Pool),
+    x: &[f32],
+    w: &Bf16Matrix,
+    accumulate: bool,
+    out: &mut [f32],
+) {
     let rows = x.len() / w.inputs.max(1);
     assert_eq!(x.len(), rows * w.inputs, "activations for {w:?}");
     if w.inputs == 0 {
@@ -42,7 +50,7 @@ pub(crate) fn run((isa, pool): (Isa, &Pool), x: &[f32], w: &Bf16Matrix, accumula
         return;
     }
     ROUNDED.with_borrow_mut(|rounded| {
-        rounded.fill(isa, pool, x, w.inputs);
+        round::run((isa, table, pool), Source::Plain { x }, rows, rounded);
         let product = Product { multiply: multiply(isa), x: rounded, w, accumulate, out: SharedMut::new(out) };
         product.run(pool, rows);
     });
@@ -79,10 +87,10 @@ impl Product<'_> {
     }
 
     fn part(&self, rows: Range<usize>, group: usize, pairs: Range<usize>) {
-        let (x, stride) = self.x.rows(rows.clone(), pairs.clone());
+        let (x, block_len) = self.x.part(rows.clone(), pairs.clone());
         let add = self.accumulate || pairs.start > 0;
         let lines = self.w.lines(group, pairs.clone());
-        let part = Part { x, stride, rows: rows.len(), lines, pairs: pairs.len() };
+        let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len() };
         let outputs = group * GROUP..self.w.outputs.min((group + 1) * GROUP);
         let stride = self.w.outputs;
         let (first, last) = (rows.start * stride, (rows.end - 1) * stride);
@@ -90,12 +98,20 @@ impl Product<'_> {
         let place = Place { start, stride, add };
         // SAFETY: `Kernels` has an instruction set of this processor; tasks have disjoint rows and groups, and `pointer` asserted
         // that they lie in the output.
-        unsafe {
-            if outputs.len() == GROUP {
-                (self.multiply)(&part, place);
-            } else {
-                narrow(self.multiply, &part, place, outputs.len());
-            }
+        unsafe { multiply_to(self.multiply, &part, place, outputs.len()) };
+    }
+}
+
+/// Computes a part of up to [`ROWS`] rows whose place has `width` outputs: a group or fewer.
+///
+/// # Safety
+/// As `Multiply`, with `width` floats in a row of the place.
+pub(crate) unsafe fn multiply_to(multiply: Multiply, part: &Part<'_>, place: Place, width: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match width {
+            GROUP => multiply(part, place),
+            _ => narrow(multiply, part, place, width),
         }
     }
 }

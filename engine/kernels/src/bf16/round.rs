@@ -2,53 +2,97 @@
 
 use std::ops::Range;
 
-use super::num_pairs;
+use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, has_rounding, num_pairs};
 use crate::shared::SharedMut;
+use crate::source::{Source, TASK_ELEMENTS};
+use crate::table::Table;
 use crate::{Isa, Pool};
 
-/// Pairs of a cache line.
-const LINE: usize = 16;
-/// Activations that are worth a task.
-const TASK: usize = 1 << 14;
-
-/// Rounded rows. Buffers grow to the largest product and stay.
+/// Rounded rows, reused from product to product; they grow to the largest shape they have held.
 #[derive(Default)]
-pub(super) struct Rounded {
+pub struct Rounded {
+    rows: usize,
+    cols: usize,
     pairs: Vec<u32>,
-    /// Pairs from one row to the next: an odd number of cache lines, so that rows do not compete for the same cache sets.
-    stride: usize,
 }
 
 impl Rounded {
-    /// Rounds `n` rows of `inputs` activations.
-    pub(super) fn fill(&mut self, isa: Isa, pool: &Pool, x: &[f32], inputs: usize) {
-        let rows = x.len() / inputs;
-        self.stride = ((num_pairs(inputs) / LINE) | 1) * LINE;
-        let len = rows * self.stride;
+    /// Holds nothing yet.
+    pub fn new() -> Rounded {
+        Rounded::default()
+    }
+
+    /// Reserves memory for that many rows and columns, so that later use does not allocate.
+    pub fn reserve(&mut self, rows: usize, cols: usize) {
+        let len = rows.div_ceil(BLOCK_ROWS) * block_len(cols);
         if self.pairs.len() < len {
             self.pairs.resize(len, 0);
         }
-        let (stride, pairs) = (self.stride, SharedMut::new(&mut self.pairs[..len]));
-        let task_rows = TASK.div_ceil(inputs);
-        pool.run(rows.div_ceil(task_rows), |task| {
-            for row in task * task_rows..rows.min((task + 1) * task_rows) {
-                // SAFETY: tasks have disjoint rows.
-                let out = unsafe { pairs.part(row * stride..(row + 1) * stride) };
-                round(isa, &x[row * inputs..(row + 1) * inputs], out);
-            }
-        });
     }
 
-    /// Some pairs of the rows from `row` on, and their stride.
-    pub(super) fn rows(&self, rows: Range<usize>, pairs: Range<usize>) -> (&[u32], usize) {
-        let start = rows.start * self.stride + pairs.start;
-        let end = (rows.end - 1) * self.stride + pairs.end;
-        (&self.pairs[start..end], self.stride)
+    /// Number of rows held.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns held.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The squares from those of some rows and pairs on, both at the beginning of a square, and the length of a block.
+    pub(crate) fn part(&self, rows: Range<usize>, pairs: Range<usize>) -> (&[u32], usize) {
+        let block_len = block_len(self.cols);
+        let start = rows.start / BLOCK_ROWS * block_len + pairs.start * BLOCK_ROWS;
+        let end = (rows.end - 1) / BLOCK_ROWS * block_len + pairs.end * BLOCK_ROWS;
+        (&self.pairs[start..end], block_len)
     }
 }
 
+/// Pairs of a block.
+fn block_len(cols: usize) -> usize {
+    num_pairs(cols) * BLOCK_ROWS
+}
+
+/// Rounds `rows` rows.
+///
+/// **Panics** if a length does not fit.
+pub(crate) fn run(
+    (isa, table, pool): (Isa, &'static Table, &Pool),
+    source: Source<'_>,
+    rows: usize,
+    out: &mut Rounded,
+) {
+    let cols = source.cols(rows);
+    out.reserve(rows, cols);
+    (out.rows, out.cols) = (rows, cols);
+    let block_len = block_len(cols);
+    let blocks = SharedMut::new(&mut out.pairs[..rows.div_ceil(BLOCK_ROWS) * block_len]);
+    let task_blocks = TASK_ELEMENTS.div_ceil(cols.max(1) * BLOCK_ROWS);
+    let num_blocks = rows.div_ceil(BLOCK_ROWS);
+    pool.run(num_blocks.div_ceil(task_blocks), |task| {
+        for block in task * task_blocks..num_blocks.min((task + 1) * task_blocks) {
+            // SAFETY: tasks have disjoint blocks.
+            let out = unsafe { blocks.part(block * block_len..(block + 1) * block_len) };
+            for (place, row) in (block * BLOCK_ROWS..rows.min((block + 1) * BLOCK_ROWS)).enumerate() {
+                source.row(table, row * cols..(row + 1) * cols, |first, part| {
+                    let squares = out[first / STEP * SQUARE..].chunks_exact_mut(SQUARE);
+                    for (part, square) in part.chunks(STEP).zip(squares) {
+                        round(isa, part, &mut square[place * SQUARE_PAIRS..(place + 1) * SQUARE_PAIRS]);
+                    }
+                });
+            }
+        }
+    });
+}
+
 /// Rounds a row; the pairs behind it become zeros.
-pub(super) fn round(isa: Isa, row: &[f32], out: &mut [u32]) {
+pub(crate) fn round(isa: Isa, row: &[f32], out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if has_rounding(isa) {
+        // SAFETY: the instruction set has instructions for bf16, and this one is available.
+        return unsafe { round_avx512(row, out) };
+    }
     #[cfg(target_arch = "x86_64")]
     if isa != Isa::Scalar {
         // SAFETY: every instruction set but the scalar one includes AVX2, and this one is available.
@@ -63,6 +107,24 @@ pub(super) fn round(isa: Isa, row: &[f32], out: &mut [u32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn round_avx2(row: &[f32], out: &mut [u32]) {
     round_scalar(row, out);
+}
+
+/// With the instruction for it, which flushes subnormal numbers to zero, as the products do.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+fn round_avx512(row: &[f32], out: &mut [u32]) {
+    use std::arch::x86_64::*;
+    const LANES: usize = 16;
+    let (vectors, rest) = row.as_chunks::<LANES>();
+    let (whole, out_rest) = out.split_at_mut(vectors.len() * LANES / 2);
+    for (out, vector) in whole.as_chunks_mut::<{ LANES / 2 }>().0.iter_mut().zip(vectors) {
+        // SAFETY: sixteen floats are a vector, and eight pairs half of one.
+        unsafe {
+            let halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(vector.as_ptr()));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), std::mem::transmute::<__m256bh, __m256i>(halves));
+        }
+    }
+    round_scalar(rest, out_rest);
 }
 
 #[inline(always)]
@@ -104,7 +166,8 @@ mod tests {
                 round(isa, &row, &mut out);
                 for (at, &value) in row.iter().enumerate() {
                     let found = bf16::from_bits((out[at / 2] >> (16 * (at % 2))) as u16);
-                    let expected = bf16::from_f32(value);
+                    let flushed = has_rounding(isa) && value.is_subnormal() && found == bf16::from_f32(0.0);
+                    let expected = if flushed { found } else { bf16::from_f32(value) };
                     prop_assert!(found == expected || found.is_nan() && expected.is_nan(), "{value}: {found}");
                 }
                 prop_assert!(out[row.len().div_ceil(2)..].iter().all(|&pair| pair == 0));

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::{Bf16Matrix, Direction, product};
 use crate::samples::{Random, available_isas, bits};
+use crate::table::Table;
 use crate::{DType, Isa, Kernels, Matrix, Pool};
 
 fn pack(matrix: &Matrix, direction: Direction) -> Bf16Matrix {
@@ -161,7 +162,7 @@ fn tile_registers_multiply_rows_of_any_number() {
         for add in [false, true] {
             let start = if add { before.clone() } else { vec![0.0; rows * outputs] };
             let mut out = before.clone();
-            emulator.run(|| product::run((Isa::Amx, &pool), &x, &packed, add, &mut out));
+            emulator.run(|| product::run((Isa::Amx, Table::of(Isa::Avx2), &pool), &x, &packed, add, &mut out));
             let expected = reference(&x, &matrix, Direction::Forward, &start);
             assert_near(&out, &expected, inputs, &format!("{rows} x {inputs} x {outputs}"));
         }

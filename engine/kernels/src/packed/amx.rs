@@ -291,8 +291,9 @@ unsafe fn accumulate_rows<const FORMAT: usize, const N: usize>(
 #[cfg(target_os = "linux")]
 mod tests {
     use super::*;
-    use crate::quantized::{self, Source};
+    use crate::quantized;
     use crate::samples::Random;
+    use crate::source::Source;
     use crate::table::Table;
     use crate::tile_emulator::TileEmulator;
     use crate::{DType, Isa, Kernels, PackedMatrix};

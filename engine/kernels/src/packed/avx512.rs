@@ -176,7 +176,7 @@ unsafe fn half<const FORMAT: usize, const HALF: usize, const N: usize>(
 /// `codes` points to a block.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 #[inline]
-unsafe fn weights<const FORMAT: usize, const HALF: usize>(codes: *const u8, step: usize) -> __m512i {
+pub(super) unsafe fn weights<const FORMAT: usize, const HALF: usize>(codes: *const u8, step: usize) -> __m512i {
     let format = const { Format::ALL[FORMAT] };
     // SAFETY: the caller's promise; a block has as many vectors as a code has bits.
     let vector = |index: usize| unsafe { _mm512_loadu_si512(codes.add(index * VECTOR).cast()) };

@@ -27,9 +27,11 @@ pub(crate) mod avx512;
 mod format;
 mod pack;
 mod product;
+mod rounded;
 pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
+mod widen;
 
 use std::fmt;
 use std::ops::Range;
@@ -38,6 +40,7 @@ use std::sync::Arc;
 pub(crate) use format::{Format, Scales};
 pub use product::PackedProduct;
 pub(crate) use product::run;
+pub(crate) use rounded::run_rounded;
 
 use crate::huge_pages::HugePages;
 use crate::quantized::{BLOCK, Group};

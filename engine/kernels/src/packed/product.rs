@@ -9,7 +9,7 @@ use crate::shared::SharedMut;
 use crate::table::Table;
 
 /// Most matrices of one call: query, key and value, or gate and up.
-const PRODUCTS_MAX: usize = 4;
+pub(super) const PRODUCTS_MAX: usize = 4;
 /// Multiply-adds that are worth a task: some microseconds at the speed of one row, against a fraction to hand it out.
 const MIN_TASK: usize = 1 << 16;
 /// Most bytes of weights in a task: with the activations of a group they stay in a second-level cache of 1 MiB while

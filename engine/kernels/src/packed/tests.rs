@@ -7,11 +7,11 @@ use crate::quantized::BLOCK;
 use crate::samples::{Random, available_isas, bits};
 use crate::{DType, Isa, Kernels, Matrix, PackedMatrix, PackedProduct, Quantized};
 
-fn packed_dtypes() -> Vec<DType> {
+pub(super) fn packed_dtypes() -> Vec<DType> {
     DType::ALL.into_iter().filter(|dtype| PackedMatrix::supports(*dtype)).collect()
 }
 
-fn cols_of(dtype: DType, wanted: usize) -> usize {
+pub(super) fn cols_of(dtype: DType, wanted: usize) -> usize {
     wanted.next_multiple_of(dtype.block_len())
 }
 
@@ -22,7 +22,7 @@ fn product(kernels: &Kernels, x: &[f32], n: usize, w: &PackedMatrix) -> Vec<f32>
     out
 }
 
-fn pack(w: &Matrix) -> PackedMatrix {
+pub(super) fn pack(w: &Matrix) -> PackedMatrix {
     PackedMatrix::pack(w, Kernels::new(2).unwrap().pool()).unwrap()
 }
 

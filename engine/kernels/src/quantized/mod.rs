@@ -14,14 +14,14 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+mod run;
 pub(crate) mod scalar;
-mod source;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
-pub(crate) use source::{Source, run};
+pub(crate) use run::run;
 
 /// Values per block.
 pub(crate) const BLOCK: usize = 32;

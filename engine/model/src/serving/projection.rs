@@ -1,8 +1,9 @@
-//! Projections of the serving pass: plain matrices and those in bf16 take f32 activations, packed ones quantized activations.
+//! Projections of the serving pass: plain matrices and those in bf16 take f32 activations, packed ones quantized activations, or
+//! rounded ones of the rows of prompts where [`Model::prompts_differ`].
 //!
 //! Matrices that share their input are packed all or none, so each function here takes one of two ways.
 
-use bespoke_kernels::{PackedProduct, Quantized};
+use bespoke_kernels::{PackedProduct, Quantized, Rounded};
 
 use super::Model;
 use crate::{Linear, weights::Weight};
@@ -19,6 +20,9 @@ pub(super) struct Scratch<'a> {
     /// **Shapes**: as the input.
     pub(super) plain: &'a mut [f32],
     pub(super) quantized: &'a mut Quantized,
+    pub(super) rounded: &'a mut Rounded,
+    /// Rows whose packed products are of integers; those of the rows after them are in bf16.
+    pub(super) num_integer_rows: usize,
 }
 
 impl<'a> Projection<'a> {
@@ -26,15 +30,25 @@ impl<'a> Projection<'a> {
         Self { linear, out }
     }
 
-    fn product(&mut self, accumulate: bool) -> Option<PackedProduct<'_>> {
-        match &self.linear.weight {
-            Weight::Plain(_) | Weight::Bf16(_) => None,
-            Weight::Packed(weight) => {
-                let bias = self.linear.bias.as_deref();
-                Some(PackedProduct { weight, bias, accumulate, out: &mut *self.out })
-            }
-        }
+    /// The product of the rows before row `end`, or of those from there on.
+    fn product(&mut self, accumulate: bool, (side, end): (Side, usize)) -> PackedProduct<'_> {
+        let Weight::Packed(weight) = &self.linear.weight else {
+            unreachable!("matrices that share their input are packed all or none");
+        };
+        let (before, after) = self.out.split_at_mut(end * weight.rows());
+        let out = match side {
+            Side::Before => before,
+            Side::After => after,
+        };
+        PackedProduct { weight, bias: self.linear.bias.as_deref(), accumulate, out }
     }
+}
+
+/// Rows before or after the first whose products are in bf16.
+#[derive(Clone, Copy)]
+enum Side {
+    Before,
+    After,
 }
 
 impl Model {
@@ -48,8 +62,10 @@ impl Model {
     ) {
         let (kernels, eps) = (&self.kernels, self.config.norm_eps);
         if matches!(projections[0].linear.weight, Weight::Packed(_)) {
-            kernels.rms_norm_quantize(hidden, norm, eps, scratch.quantized);
-            self.multiply_packed(scratch.quantized, &mut projections, false);
+            let (answers, prompts) = hidden.split_at(scratch.num_integer_rows * norm.len());
+            kernels.rms_norm_quantize(answers, norm, eps, scratch.quantized);
+            kernels.rms_norm_round(prompts, norm, eps, scratch.rounded);
+            self.multiply_packed(&scratch, &mut projections, false);
         } else {
             kernels.rms_norm(hidden, norm, eps, scratch.plain);
             for projection in projections {
@@ -61,8 +77,11 @@ impl Model {
     /// Computes `out += x weight^T + bias`; `num_rows` rows.
     pub(super) fn project_add(&self, x: &[f32], num_rows: usize, scratch: Scratch<'_>, projection: Projection<'_>) {
         if matches!(projection.linear.weight, Weight::Packed(_)) {
-            self.kernels.quantize(x, num_rows, scratch.quantized);
-            self.multiply_packed(scratch.quantized, &mut [projection], true);
+            let num_integer = scratch.num_integer_rows;
+            let (answers, prompts) = x.split_at(num_integer * projection.linear.weight.cols());
+            self.kernels.quantize(answers, num_integer, scratch.quantized);
+            self.kernels.round(prompts, num_rows - num_integer, scratch.rounded);
+            self.multiply_packed(&scratch, &mut [projection], true);
         } else {
             self.multiply_plain(projection.linear, x, scratch.plain);
             self.kernels.add(projection.out, scratch.plain);
@@ -78,9 +97,13 @@ impl Model {
         projection: Projection<'_>,
     ) {
         if matches!(projection.linear.weight, Weight::Packed(_)) {
-            let num_rows = gate.len() / projection.linear.weight.cols();
-            self.kernels.swiglu_quantize(gate, up, num_rows, scratch.quantized);
-            self.multiply_packed(scratch.quantized, &mut [projection], true);
+            let (cols, num_integer) = (projection.linear.weight.cols(), scratch.num_integer_rows);
+            let num_rounded = gate.len() / cols - num_integer;
+            let (answers, prompts) = gate.split_at(num_integer * cols);
+            let (answers_up, prompts_up) = up.split_at(num_integer * cols);
+            self.kernels.swiglu_quantize(answers, answers_up, num_integer, scratch.quantized);
+            self.kernels.swiglu_round(prompts, prompts_up, num_rounded, scratch.rounded);
+            self.multiply_packed(&scratch, &mut [projection], true);
         } else {
             self.kernels.swiglu(gate, up);
             self.multiply_plain(projection.linear, gate, scratch.plain);
@@ -88,11 +111,24 @@ impl Model {
         }
     }
 
-    fn multiply_packed<const N: usize>(&self, x: &Quantized, projections: &mut [Projection<'_>; N], accumulate: bool) {
-        let products = projections.each_mut().map(|projection| projection.product(accumulate));
-        let mut products =
-            products.map(|product| product.expect("invariant: matrices that share their input are packed all or none"));
-        self.kernels.matmul_packed(x, &mut products);
+    /// Multiplies what the scratch holds.
+    fn multiply_packed<const N: usize>(
+        &self,
+        scratch: &Scratch<'_>,
+        projections: &mut [Projection<'_>; N],
+        accumulate: bool,
+    ) {
+        let end = scratch.num_integer_rows;
+        if scratch.quantized.rows() > 0 {
+            let mut products =
+                projections.each_mut().map(|projection| projection.product(accumulate, (Side::Before, end)));
+            self.kernels.matmul_packed(scratch.quantized, &mut products);
+        }
+        if scratch.rounded.rows() > 0 {
+            let mut products =
+                projections.each_mut().map(|projection| projection.product(accumulate, (Side::After, end)));
+            self.kernels.matmul_packed_bf16(scratch.rounded, &mut products);
+        }
     }
 
     fn multiply_plain(&self, linear: &Linear, x: &[f32], out: &mut [f32]) {

@@ -18,8 +18,11 @@ pub struct StepRow {
 /// One ragged step: rows of several sequences after each other, without padding.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
-    /// The rows; those of one sequence need not be neighbours.
+    /// The rows; those of one sequence need not be neighbours. Those of answers come before those of prompts.
     pub rows: &'a [StepRow],
+    /// How many of the rows are tokens of answers: generated, drafted, or such computed again. The others are tokens of prompts, which
+    /// may be computed in another precision ([`Model::prompts_differ`](crate::Model::prompts_differ)).
+    pub num_answer_rows: usize,
     /// For each sequence the ids of its KV blocks: position `p` is slot `p % S` of block `p / S`.
     pub block_tables: &'a [&'a [u32]],
 }

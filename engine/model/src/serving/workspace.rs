@@ -1,6 +1,6 @@
 //! The buffers of the serving pass, made once for the largest step.
 
-use bespoke_kernels::{AttentionRow, KvSlot, Quantized};
+use bespoke_kernels::{AttentionRow, KvSlot, Quantized, Rounded};
 
 use super::{Model, Step};
 use crate::{ModelConfig, ModelError};
@@ -35,6 +35,8 @@ pub struct Workspace {
     logits: Vec<f32>,
     /// The quantized input of a projection.
     quantized: Quantized,
+    /// The same of the rows of prompts, rounded, where they are computed so.
+    rounded: Rounded,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,7 @@ pub(super) struct WorkspaceRows<'a> {
     pub(super) slots: &'a [KvSlot],
     pub(super) visible: &'a mut Vec<AttentionRow<'static>>,
     pub(super) quantized: &'a mut Quantized,
+    pub(super) rounded: &'a mut Rounded,
 }
 
 /// The buffers of the rows that want logits.
@@ -74,6 +77,7 @@ pub(super) struct LogitRows<'a> {
     pub(super) normed: &'a mut [f32],
     pub(super) logits: &'a mut [f32],
     pub(super) quantized: &'a mut Quantized,
+    pub(super) rounded: &'a mut Rounded,
 }
 
 impl Workspace {
@@ -84,6 +88,10 @@ impl Workspace {
         let mut quantized = Quantized::new();
         let widest = widths.hidden.max(widths.query).max(widths.intermediate);
         quantized.reserve(max_rows.max(max_logit_rows), widest.next_multiple_of(QUANTIZED_BLOCK));
+        let mut rounded = Rounded::new();
+        if model.prompts_differ() {
+            rounded.reserve(max_rows, widest);
+        }
         Workspace {
             max_rows,
             max_logit_rows,
@@ -106,6 +114,7 @@ impl Workspace {
             logits_normed: vec![0.0; max_logit_rows * widths.hidden],
             logits: vec![0.0; max_logit_rows * widths.vocab],
             quantized,
+            rounded,
         }
     }
 
@@ -183,6 +192,7 @@ impl Workspace {
             slots: &self.slots,
             visible: &mut self.visible,
             quantized: &mut self.quantized,
+            rounded: &mut self.rounded,
         }
     }
 
@@ -197,6 +207,7 @@ impl Workspace {
             normed: &mut self.logits_normed[..num_wanted * hidden_size],
             logits: &mut self.logits[..num_wanted * vocab_size],
             quantized: &mut self.quantized,
+            rounded: &mut self.rounded,
         }
     }
 }

@@ -78,6 +78,12 @@ impl Weights {
         }
     }
 
+    /// Says whether any matrix of a layer is packed for integer products.
+    pub(crate) fn has_packed(&self) -> bool {
+        let linears = self.layers.iter().flat_map(LayerWeights::linears);
+        linears.into_iter().any(|linear| matches!(linear.weight, Weight::Packed(_)))
+    }
+
     /// Says whether there were any.
     fn pack_quantized(&mut self, kernels: &Kernels) -> bool {
         let mut groups: Vec<Vec<&mut Weight>> = self.layers.iter_mut().flat_map(LayerWeights::groups).collect();

@@ -19,7 +19,31 @@ fn runners() -> Vec<Runner> {
         Runner::new(half.write_gguf().unwrap().path()),
         with_kv(&windowed, KvDType::F16),
         with_kv(&wide, KvDType::Q8_0),
+        Runner { answers: true, ..Runner::new(quantized.write_gguf().unwrap().path()) },
     ]
+}
+
+/// Rows of answers and of prompts in one step: each is what it is without the other.
+#[test]
+fn answers_beside_prompts_equal_both_alone() {
+    use bespoke_model::{Step, StepRow};
+    let tiny = TinyModel { dtype: TinyDtype::Q8_0, ..TinyModel::default() };
+    let folder = tiny.write_gguf().unwrap();
+    let mut runner = Runner::new(folder.path());
+    let (answer, prompt) = (tokens(20, 3), tokens(50, 4));
+    let (answer_table, prompt_table) = (table(20, 1), table(50, 2));
+    let as_prompt = runner.logits(&answer, [answer.len()]);
+    let expected_prompt = runner.logits(&prompt, [prompt.len()]);
+    runner.answers = true;
+    let expected_answer = runner.logits(&answer, [answer.len()]);
+    assert_eq!(runner.model.prompts_differ(), as_prompt != expected_answer);
+    let row =
+        |sequence| move |(position, &token): (u32, &u32)| StepRow { token, position, sequence, wants_logits: true };
+    let rows: Vec<StepRow> = (0..).zip(&answer).map(row(0)).chain((0..).zip(&prompt).map(row(1))).collect();
+    let step = Step { rows: &rows, num_answer_rows: 20, block_tables: &[&answer_table, &prompt_table] };
+    runner.model.forward(&step, &mut runner.cache, &mut runner.workspace).unwrap();
+    let found: Vec<Vec<f32>> = runner.workspace.logits().map(<[f32]>::to_vec).collect();
+    assert!(found == [expected_answer, expected_prompt].concat());
 }
 
 /// What is kept in fewer bits moves the logits a little, and not at all where it is kept as it is.
@@ -95,11 +119,11 @@ fn logits_come_only_for_the_rows_that_want_them() {
         .map(|(position, &token)| StepRow { token, position, sequence: 0, wants_logits: position % 4 == 0 })
         .collect();
     let table = table(tokens.len(), 0);
-    let step = Step { rows: &rows, block_tables: &[&table] };
+    let step = Step { rows: &rows, num_answer_rows: 0, block_tables: &[&table] };
     runner.model.forward(&step, &mut runner.cache, &mut runner.workspace).unwrap();
     let wanted: Vec<&[f32]> = runner.workspace.logits().collect();
     assert_eq!(wanted, [&all[0][..], &all[4], &all[8]]);
-    let empty = Step { rows: &[], block_tables: &[] };
+    let empty = Step { rows: &[], num_answer_rows: 0, block_tables: &[] };
     runner.model.forward(&empty, &mut runner.cache, &mut runner.workspace).unwrap();
     assert_eq!(runner.workspace.logits().len(), 0);
 }

@@ -191,7 +191,7 @@ fn impossible_steps_are_refused() {
     let mut cache = KvCache::new(model.config(), KvDType::F32, 4, 8).unwrap();
     let mut workspace = Workspace::new(&model, 3, 1);
     let mut error = |rows: &[StepRow], block_tables: &[&[u32]]| {
-        model.forward(&Step { rows, block_tables }, &mut cache, &mut workspace).unwrap_err()
+        model.forward(&Step { rows, num_answer_rows: 0, block_tables }, &mut cache, &mut workspace).unwrap_err()
     };
     let row = StepRow { token: 5, position: 0, sequence: 0, wants_logits: false };
     let wanted = StepRow { wants_logits: true, ..row };

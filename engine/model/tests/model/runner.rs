@@ -15,6 +15,8 @@ pub(crate) struct Runner {
     pub(crate) model: Model,
     pub(crate) cache: KvCache,
     pub(crate) workspace: Workspace,
+    /// Whether tokens are run as those of an answer.
+    pub(crate) answers: bool,
 }
 
 pub(crate) fn load(path: &Path) -> Result<Model, ModelError> {
@@ -33,7 +35,7 @@ impl Runner {
     pub(crate) fn with_kv(model: Model, dtype: KvDType) -> Runner {
         let cache = KvCache::new(model.config(), dtype, NUM_BLOCKS, BLOCK_TOKENS).unwrap();
         let workspace = Workspace::new(&model, MAX_ROWS, MAX_ROWS);
-        Runner { model, cache, workspace }
+        Runner { model, cache, workspace, answers: false }
     }
 
     /// Runs one step over `(tokens, first position, table)` of each sequence; all rows want logits.
@@ -45,7 +47,8 @@ impl Runner {
             }
         }
         let tables: Vec<&[u32]> = parts.iter().map(|(_, _, table)| *table).collect();
-        let step = Step { rows: &rows, block_tables: &tables };
+        let num_answer_rows = if self.answers { rows.len() } else { 0 };
+        let step = Step { rows: &rows, num_answer_rows, block_tables: &tables };
         self.model.forward(&step, &mut self.cache, &mut self.workspace).unwrap();
         self.workspace.logits().map(<[f32]>::to_vec).collect()
     }

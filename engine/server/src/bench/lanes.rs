@@ -97,7 +97,7 @@ impl Lanes {
             for (index, &token) in tokens.iter().enumerate().take(end).skip(start) {
                 self.push(lane, token, index >= logits_from);
             }
-            self.forward()?;
+            self.forward(0)?;
             for (row, logits) in self.workspace.logits().enumerate() {
                 visit(start.max(logits_from) + row, logits);
             }
@@ -114,7 +114,7 @@ impl Lanes {
         for (lane, &token) in tokens.iter().enumerate() {
             self.push(lane, token, true);
         }
-        self.forward()?;
+        self.forward(tokens.len())?;
         for (token, logits) in tokens.iter_mut().zip(self.workspace.logits()) {
             *token = argmax(logits);
         }
@@ -127,9 +127,9 @@ impl Lanes {
         self.lens[lane] += 1;
     }
 
-    fn forward(&mut self) -> anyhow::Result<()> {
+    fn forward(&mut self, num_answer_rows: usize) -> anyhow::Result<()> {
         let tables: Vec<&[u32]> = self.tables.iter().map(Vec::as_slice).collect();
-        let step = Step { rows: &self.rows, block_tables: &tables };
+        let step = Step { rows: &self.rows, num_answer_rows, block_tables: &tables };
         Ok(self.model.forward(&step, &mut self.cache, &mut self.workspace)?)
     }
 }

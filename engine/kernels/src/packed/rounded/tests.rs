@@ -1,0 +1,78 @@
+use proptest::prelude::*;
+
+use super::super::tests::{cols_of, pack, packed_dtypes};
+use super::*;
+use crate::Kernels;
+use crate::bf16::{Bf16Matrix, Direction};
+use crate::samples::{Random, available_isas, bits};
+
+fn product(
+    kernels: &Kernels,
+    x: &[f32],
+    n: usize,
+    w: &PackedMatrix,
+    bias: Option<&[f32]>,
+    out: Option<&[f32]>,
+) -> Vec<f32> {
+    let mut rounded = Rounded::new();
+    let mut found = out.map_or_else(|| vec![f32::NAN; n * w.rows()], <[f32]>::to_vec);
+    kernels.round(x, n, &mut rounded);
+    let product = PackedProduct { weight: w, bias, accumulate: out.is_some(), out: &mut found };
+    kernels.matmul_packed_bf16(&rounded, &mut [product]);
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Decoded on the way or packed as bf16 before: the same bits, on every instruction set.
+    #[test]
+    fn the_bits_are_those_of_weights_packed_in_bf16(
+        dtype in proptest::sample::select(packed_dtypes()),
+        (rows, cols) in (1_usize..80, prop_oneof![1_usize..700, 2040_usize..2100]),
+        n in prop_oneof![1_usize..70, Just(300)],
+        seed in any::<u64>(),
+        (add, with_bias) in any::<(bool, bool)>(),
+    ) {
+        let cols = cols_of(dtype, cols.next_multiple_of(32));
+        let mut random = Random(seed);
+        let w = random.matrix(dtype, rows, cols);
+        let (x, before, bias) = (random.floats(n * cols), random.floats(n * rows), random.floats(rows));
+        let (packed, before, bias) = (pack(&w), add.then_some(&before[..]), with_bias.then_some(&bias[..]));
+        for isa in available_isas() {
+            let kernels = Kernels::with_isa(isa, 2).unwrap();
+            let found = product(&kernels, &x, n, &packed, bias, before);
+            let plain = Bf16Matrix::pack_all(&[(&w, Direction::Forward)], kernels.pool()).pop().unwrap();
+            let mut expected = before.map_or_else(|| vec![0.0; n * rows], <[f32]>::to_vec);
+            kernels.matmul_bf16(&x, &plain, add, &mut expected);
+            if let Some(bias) = bias {
+                kernels.add_bias(&mut expected, bias);
+            }
+            prop_assert!(bits(&found) == bits(&expected), "{} on {}", dtype, isa);
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_in_any_batch_and_beside_other_products() {
+    let mut random = Random(5);
+    for isa in available_isas() {
+        let kernels = Kernels::with_isa(isa, 2).unwrap();
+        for dtype in packed_dtypes() {
+            let (rows, cols) = (70, cols_of(dtype, 576));
+            let w = pack(&random.matrix(dtype, rows, cols));
+            let x = random.floats(50 * cols);
+            let alone: Vec<u32> = x.chunks(cols).flat_map(|x| bits(&product(&kernels, x, 1, &w, None, None))).collect();
+            for n in [2, 15, 16, 17, 32, 33, 50] {
+                let rows = x.chunks(n * cols);
+                let found: Vec<f32> = rows.flat_map(|x| product(&kernels, x, x.len() / cols, &w, None, None)).collect();
+                assert_eq!(bits(&found), alone, "{dtype} on {isa}, {n} rows at a time");
+            }
+            let (mut rounded, mut outs) = (Rounded::new(), [vec![0.0; 50 * rows], vec![0.0; 50 * rows]]);
+            kernels.round(&x, 50, &mut rounded);
+            let [a, b] = &mut outs;
+            kernels.matmul_packed_bf16(&rounded, &mut [PackedProduct::new(&w, a), PackedProduct::new(&w, b)]);
+            outs.iter().for_each(|out| assert_eq!(bits(out), alone, "{dtype} on {isa}, two products"));
+        }
+    }
+}

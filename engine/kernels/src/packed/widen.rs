@@ -1,0 +1,156 @@
+//! Weights of a tile decoded to bf16, in the lines that products in bf16 take: see `bf16/mod.rs`.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::{Format, SUPER, TILE, scalar};
+use crate::Isa;
+use crate::bf16::{LANES, round::round};
+use crate::quantized::BLOCK;
+
+/// Pairs of a block.
+pub(super) const BLOCK_PAIRS: usize = BLOCK / 2;
+/// Bytes between the codes in use and those that the caches are asked for.
+const AHEAD: usize = 4096;
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
+/// Floats of a line.
+const LINE: usize = LANES;
+
+/// Decodes some blocks of a tile: sixteen pairs a block, a line each.
+///
+/// The weights are those of `PackedMatrix::dequantize_row`, rounded.
+///
+/// **Panics** if a length does not fit.
+pub(super) fn widen(isa: Isa, format: Format, (scales, codes): (&[u8], &[u8]), blocks: Range<usize>, out: &mut [u32]) {
+    assert!(blocks.end * format.block_codes() <= codes.len(), "blocks {blocks:?} of a tile");
+    assert!(format.tile_bytes(blocks.end).0 <= scales.len() || blocks.end % SUPER != 0, "scales of a tile");
+    assert_eq!(out.len(), blocks.len() * BLOCK_PAIRS * LINE, "lines of {} blocks", blocks.len());
+    #[cfg(target_arch = "x86_64")]
+    if crate::bf16::has_rounding(isa) {
+        // SAFETY: the instruction set is available and has instructions for bf16; the lengths were asserted.
+        return unsafe { widen_avx512(format, (scales, codes), blocks, out) };
+    }
+    widen_scalar(isa, format, (scales, codes), blocks, out);
+}
+
+fn widen_scalar(isa: Isa, format: Format, tile: (&[u8], &[u8]), blocks: Range<usize>, out: &mut [u32]) {
+    let mut row = vec![0.0; tile.1.len() / format.block_codes() * BLOCK];
+    let mut pairs = vec![0; blocks.len() * BLOCK_PAIRS];
+    for lane in 0..TILE {
+        scalar::decode_row(format, tile, lane, &mut row);
+        round(isa, &row[blocks.start * BLOCK..blocks.end * BLOCK], &mut pairs);
+        for (line, pair) in out.as_chunks_mut::<LINE>().0.iter_mut().zip(&pairs) {
+            line[lane] = *pair;
+        }
+    }
+}
+
+/// # Safety
+/// The processor has the instruction set; the tile has the blocks, and `out` their lines.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+unsafe fn widen_avx512(format: Format, tile: (&[u8], &[u8]), blocks: Range<usize>, out: &mut [u32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match format {
+            Format::Q4_0 => kernel::<{ Format::Q4_0 as usize }>(tile, blocks, out),
+            Format::Q4_1 => kernel::<{ Format::Q4_1 as usize }>(tile, blocks, out),
+            Format::Q5_0 => kernel::<{ Format::Q5_0 as usize }>(tile, blocks, out),
+            Format::Q5_1 => kernel::<{ Format::Q5_1 as usize }>(tile, blocks, out),
+            Format::Q8_0 => kernel::<{ Format::Q8_0 as usize }>(tile, blocks, out),
+            Format::Q3K => kernel::<{ Format::Q3K as usize }>(tile, blocks, out),
+            Format::Q4K => kernel::<{ Format::Q4K as usize }>(tile, blocks, out),
+            Format::Q5K => kernel::<{ Format::Q5K as usize }>(tile, blocks, out),
+            Format::Q6K => kernel::<{ Format::Q6K as usize }>(tile, blocks, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`widen_avx512`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+unsafe fn kernel<const FORMAT: usize>((scales, codes): (&[u8], &[u8]), blocks: Range<usize>, out: &mut [u32]) {
+    let format = const { Format::ALL[FORMAT] };
+    let mut out = out.as_mut_ptr();
+    // Tiles lie one after the other: each block asks for its share of what comes later.
+    let lines = (scales.len() + codes.len()).div_ceil(CACHE_LINE * (codes.len() / format.block_codes()));
+    for block in blocks {
+        // SAFETY: the caller's promise: the tile has the block, and `out` its lines; a prefetch reads nothing.
+        unsafe {
+            let ahead = codes.as_ptr().wrapping_add(AHEAD + block * format.block_codes());
+            for line in 0..lines {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * CACHE_LINE).cast());
+            }
+            let (scales, min) = super::avx512::scales::<FORMAT>(scales.as_ptr(), block);
+            let codes = codes.as_ptr().add(block * format.block_codes());
+            for step in 0..BLOCK / 8 {
+                let codes = super::avx512::weights::<FORMAT, 0>(codes, step);
+                step_lines::<FORMAT>(codes, scales[0], min, out.add(2 * step * LINE));
+            }
+            for step in 0..BLOCK / 8 {
+                let codes = super::avx512::weights::<FORMAT, 1>(codes, step);
+                step_lines::<FORMAT>(codes, scales[1], min, out.add((2 * step + BLOCK / 4) * LINE));
+            }
+            out = out.add(BLOCK_PAIRS * LINE);
+        }
+    }
+}
+
+/// The two lines of a step: four columns of sixteen rows.
+///
+/// # Safety
+/// `out` has room for them.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+#[inline]
+unsafe fn step_lines<const FORMAT: usize>(codes: __m512i, scale: __m512, min: __m512, out: *mut u32) {
+    let format = const { Format::ALL[FORMAT] };
+    let codes = match format.offset_shift() {
+        0 => codes,
+        shift => _mm512_sub_epi8(codes, _mm512_set1_epi8((1_u8 << shift).cast_signed())),
+    };
+    // Each column's bytes, with their signs.
+    let columns = [
+        _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(codes)),
+        _mm512_srai_epi32::<24>(_mm512_slli_epi32::<16>(codes)),
+        _mm512_srai_epi32::<24>(_mm512_slli_epi32::<8>(codes)),
+        _mm512_srai_epi32::<24>(codes),
+    ];
+    let weights = columns.map(|column| {
+        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(column), scale);
+        match format.scales() {
+            super::Scales::HalfMin | super::Scales::SuperMin => _mm512_add_ps(scaled, min),
+            super::Scales::Half | super::Scales::SuperHalves => scaled,
+        }
+    });
+    // SAFETY: the caller's promise.
+    unsafe {
+        _mm512_storeu_si512(out.cast(), pairs(weights[0], weights[1]));
+        _mm512_storeu_si512(out.add(LINE).cast(), pairs(weights[2], weights[3]));
+    }
+}
+
+/// Sixteen pairs, rounded.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+fn pairs(even: __m512, odd: __m512) -> __m512i {
+    /// Word `i` of the even ones, then of the odd ones.
+    const INTERLEAVED: [u16; 2 * LANES] = {
+        let mut words = [0; 2 * LANES];
+        let mut i = 0;
+        while i < LANES {
+            (words[2 * i], words[2 * i + 1]) = (i as u16, (LANES + i) as u16);
+            i += 1;
+        }
+        words
+    };
+    // SAFETY: both types are any 512 bits; the indices are a vector.
+    unsafe {
+        let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even));
+        _mm512_permutexvar_epi16(_mm512_loadu_si512(INTERLEAVED.as_ptr().cast()), halves)
+    }
+}
