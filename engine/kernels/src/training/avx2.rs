@@ -12,24 +12,46 @@ const LANES: usize = 8;
 /// Steps along the depth between two jumps.
 const UNROLL: usize = 4;
 
-/// Twelve sums, two vectors of the panel and two broadcast values take all 16 registers.
-///
+/// Rows that are multiplied together, half a tile: twelve sums, two vectors of the panel and two broadcast values take all 16
+/// registers.
+const ROWS: usize = TILE_ROWS / 2;
+
 /// # Safety
 /// As `scalar::tile`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn tile(tile: &Tile<'_>, place: Place) {
     tile.check();
+    // SAFETY: as `half_tile`.
+    unsafe {
+        if tile.num_rows <= ROWS {
+            return half_tile(tile, place);
+        }
+        // Halves of nearly equal height.
+        let upper = tile.num_rows.div_ceil(2);
+        half_tile(&Tile { num_rows: upper, ..*tile }, place);
+        let left = &tile.left[upper * tile.row_stride..];
+        let lower = Tile { left, num_rows: tile.num_rows - upper, ..*tile };
+        half_tile(&lower, Place { start: place.start.add(upper * place.stride), ..place });
+    }
+}
+
+/// # Safety
+/// `Tile::check` has passed, and the place is that of the tile, which has at most [`ROWS`] rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn half_tile(tile: &Tile<'_>, place: Place) {
     // SAFETY: `check` asserted that every element of the tile lies in its slice; the place is the caller's promise. Rows that
     // are interleaved get their own code, in which all distances are constants.
     unsafe {
         match (tile.num_rows, tile.row_stride, tile.col_stride) {
-            (TILE_ROWS, 1, TILE_ROWS) => rows::<TILE_ROWS, true>(tile, place),
+            (ROWS, 1, TILE_ROWS) => rows::<ROWS, true>(tile, place),
+            (0, ..) => {}
             (1, ..) => rows::<1, false>(tile, place),
             (2, ..) => rows::<2, false>(tile, place),
             (3, ..) => rows::<3, false>(tile, place),
             (4, ..) => rows::<4, false>(tile, place),
             (5, ..) => rows::<5, false>(tile, place),
-            _ => rows::<TILE_ROWS, false>(tile, place),
+            _ => rows::<ROWS, false>(tile, place),
         }
     }
 }
@@ -87,29 +109,30 @@ unsafe fn term<const N: usize>(left: *const f32, row_stride: usize, panel: *cons
     }
 }
 
-/// As `scalar::interleave`, in squares of eight: of eight lanes that are stored the last two are overwritten by the next store.
+/// As `scalar::interleave`, in squares of eight rows: the first eight, and the last eight, which overlap.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn interleave(rows: &[f32], stride: usize, num_rows: usize, out: &mut [f32]) {
-    let len = out.len() / TILE_ROWS;
-    // The last store of the last square would end behind the slice.
-    let whole = len.saturating_sub(1) / LANES * LANES;
-    if num_rows < TILE_ROWS {
+    if !(LANES..=TILE_ROWS).contains(&num_rows) {
         return scalar::interleave(rows, stride, num_rows, out);
     }
-    assert!(rows.len() >= (TILE_ROWS - 1) * stride + len, "six rows of {len}");
+    let len = out.len() / TILE_ROWS;
+    let whole = len / LANES * LANES;
+    assert!(rows.len() >= (num_rows - 1) * stride + len, "{num_rows} rows of {len}");
     for at in (0..whole).step_by(LANES) {
-        let row = |i: usize| rows.as_ptr().wrapping_add(i.min(TILE_ROWS - 1) * stride + at);
-        // SAFETY: six rows of eight floats from column `at` on lie in `rows` by the assertion; the last one is read three times.
-        // Store `k` of a square ends at `6 (at + k) + 8 <= 6 (whole - 1) + 8 <= 6 len`, as `len > whole`.
-        unsafe {
-            let lines = transposed([0, 1, 2, 3, 4, 5, 6, 7].map(|i| _mm256_loadu_ps(row(i))));
-            for (k, line) in lines.into_iter().enumerate() {
-                _mm256_storeu_ps(out.as_mut_ptr().add((at + k) * TILE_ROWS), line);
+        for first in [0, num_rows - LANES] {
+            let from = rows.as_ptr().wrapping_add(first * stride + at);
+            // SAFETY: eight rows of eight floats from row `first` and column `at` on lie in `rows` by the assertion; eight floats from
+            // place `first` on lie within [`TILE_ROWS`].
+            unsafe {
+                let lines = transposed([0, 1, 2, 3, 4, 5, 6, 7].map(|i| _mm256_loadu_ps(from.add(i * stride))));
+                for (k, line) in lines.into_iter().enumerate() {
+                    _mm256_storeu_ps(out.as_mut_ptr().add((at + k) * TILE_ROWS + first), line);
+                }
             }
         }
     }
     for (k, out) in out.as_chunks_mut::<TILE_ROWS>().0.iter_mut().enumerate().skip(whole) {
-        (0..TILE_ROWS).for_each(|i| out[i] = rows[i * stride + k]);
+        (0..num_rows).for_each(|i| out[i] = rows[i * stride + k]);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::shared::SharedMut;
 use crate::{Pool, zeros_on_huge_pages};
 
 /// Tiles that a task interleaves.
-const TASK_TILES: usize = 4;
+const TASK_TILES: usize = 2;
 
 /// The rows of a left factor, cut into tiles of nearly equal height, so that none is too low to keep the processor busy.
 #[derive(Clone, Copy)]

@@ -9,6 +9,8 @@ mod ahead;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod entry;
 mod left;
 mod pack;

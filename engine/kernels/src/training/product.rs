@@ -16,8 +16,8 @@ use crate::shared::{Place, SharedMut};
 use crate::table::Table;
 use crate::{Matrix, Pool};
 
-/// Most terms that are added up in registers: a panel of them (20 KiB) and a tile (8 KiB) stay in a first-level cache of 32 KiB.
-const DEPTH: usize = 320;
+/// Most terms that are added up in registers: a panel of them (16 KiB) and a tile (12 KiB) stay in a first-level cache of 32 KiB.
+const DEPTH: usize = 256;
 /// Terms that are added up in registers where blocks of weights are longer than [`BLOCK`].
 const LONG_DEPTH: usize = 256;
 /// Blocks of weights that a depth may be cut into: those of all storage types but the ones with blocks of 256.
@@ -25,8 +25,8 @@ const BLOCK: usize = 32;
 /// Most columns of a task: packed (160 KiB), they stay in a second-level cache of 512 KiB beside tiles and the next weights. A
 /// multiple of the 32-column blocks.
 const TASK_COLS: usize = 128;
-/// Tiles of the left factor between two panels: [`DEPTH`] terms of them (120 KiB) stay in the second-level cache.
-const TILES: usize = 16;
+/// Tiles of the left factor between two panels: [`DEPTH`] terms of them (96 KiB) stay in the second-level cache.
+const TILES: usize = 8;
 /// Fewest rows of a task where columns alone make too few tasks.
 const TASK_ROWS: usize = 48;
 /// Most floats of the left factor that are interleaved at a time (4 MiB).

@@ -5,13 +5,14 @@ use crate::Isa;
 use crate::shared::Place;
 
 /// Rows of the left factor that are multiplied together.
-pub(super) const TILE_ROWS: usize = 6;
+pub(super) const TILE_ROWS: usize = 12;
 /// Columns of the right factor that are multiplied together: the width of a packed panel.
 pub(super) const PANEL_COLS: usize = 16;
 
 type RmsNormBackward = unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
 
 /// Up to [`TILE_ROWS`] rows of the left factor and a panel of the right one.
+#[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
     /// The left factor; element `(i, k)` is at `i * row_stride + k * col_stride`.
     pub(super) left: &'a [f32],
@@ -68,7 +69,9 @@ impl TrainingTable {
         match isa {
             Isa::Scalar => &SCALAR,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 | Isa::Amx => &AVX2,
+            Isa::Avx2 => &AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => &AVX512,
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("invariant: `{isa}` is never available here"),
         }
@@ -100,4 +103,13 @@ static AVX2: TrainingTable = TrainingTable {
     swiglu: super::avx2::swiglu,
     swiglu_backward: super::avx2::swiglu_backward,
     rms_norm_backward: super::avx2::rms_norm_backward,
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX512: TrainingTable = TrainingTable {
+    tile: super::avx512::tile,
+    exp_sum: super::avx512::exp_sum,
+    swiglu: super::avx512::swiglu,
+    swiglu_backward: super::avx512::swiglu_backward,
+    ..AVX2
 };
