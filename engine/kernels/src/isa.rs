@@ -53,7 +53,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Isa::Amx => Isa::Avx512.is_available() && has_tile_registers(),
+            Isa::Amx => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16") && has_tile_registers(),
             #[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
             Isa::Amx => false,
             #[cfg(not(target_arch = "x86_64"))]

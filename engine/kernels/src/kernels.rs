@@ -249,6 +249,19 @@ impl Kernels {
         Job::new(self.table, args, out).run(&self.pool);
     }
 
+    /// [`Kernels::attention`] in bf16 where [`Kernels::has_tiles`] and heads are a multiple of 32 long; else the same as that.
+    ///
+    /// **Panics** as [`Kernels::attention`].
+    pub fn attention_bf16(&self, args: Attention<'_>, out: &mut [f32]) {
+        let job = Job::new(self.table, args, out);
+        #[cfg(target_arch = "x86_64")]
+        if self.has_tiles() {
+            // SAFETY: processors with AMX have AVX512-BF16.
+            return unsafe { job.run_bf16(&self.pool) };
+        }
+        job.run(&self.pool);
+    }
+
     /// Calls `task` with ranges of whole rows of `out` and those parts of it.
     fn for_rows(&self, out: &mut [f32], row_len: usize, task: impl Fn(Range<usize>, &mut [f32]) + Sync) {
         let len = out.len();

@@ -108,7 +108,8 @@ impl Model {
     }
 
     /// Whether the tokens of prompts are computed with other products than those of answers, so that keys and values of the same token
-    /// differ in their last digits: quantized weights are decoded to bf16 and multiplied in tile registers, where there are any.
+    /// differ in their last digits: quantized weights are decoded to bf16 and multiplied in tile registers, where there are any, and so
+    /// are queries, keys and values.
     /// Logits are computed alike for both.
     ///
     /// Which way a row takes depends on nothing but [`Step::num_answer_rows`].
@@ -177,8 +178,12 @@ impl Model {
         }));
         let (k, v) = cache.layer(layer);
         let scale = 1.0 / (config.head_dim as f32).sqrt();
-        let attention = Attention { q: w.q, k, v, heads: config.num_heads, scale, rows: &visible };
-        kernels.attention(attention, w.heads);
+        let (answers, prompts) = visible.split_at(num_integer_rows);
+        let (q, prompts_q) = w.q.split_at(num_integer_rows * config.query_size());
+        let (heads, prompts_heads) = w.heads.split_at_mut(q.len());
+        let attention = Attention { q, k, v, heads: config.num_heads, scale, rows: answers };
+        kernels.attention(attention, heads);
+        kernels.attention_bf16(Attention { q: prompts_q, rows: prompts, ..attention }, prompts_heads);
         *w.visible = recycle(visible);
 
         let scratch = Scratch { plain: w.projected, quantized: w.quantized, rounded: w.rounded, num_integer_rows };

@@ -83,7 +83,7 @@ unsafe fn step_of<const FLOAT: usize>(block: &mut Block, chunk: &Chunk) {
 /// `at` points to as many elements of format `FLOAT`, little-endian.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 #[inline]
-unsafe fn load<const FLOAT: usize>(at: *const u8) -> __m512 {
+pub(super) unsafe fn load<const FLOAT: usize>(at: *const u8) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe {
         if FLOAT == Float::F32 as usize {

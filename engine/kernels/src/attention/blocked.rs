@@ -91,7 +91,7 @@ impl<'a> Job<'a> {
     }
 
     /// Cuts rows where the sequence changes.
-    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    pub(super) fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let (mut start, end) = (rows.start, rows.end);
         std::iter::from_fn(move || {
             let blocks = self.args.rows.get(start..end)?.first()?.blocks.as_ptr();
@@ -103,7 +103,7 @@ impl<'a> Job<'a> {
     }
 
     /// What some rows see together, and the row that sees the last of it.
-    fn seen(&self, rows: Range<usize>) -> Option<(usize, Range<usize>)> {
+    pub(super) fn seen(&self, rows: Range<usize>) -> Option<(usize, Range<usize>)> {
         let seen = || rows.clone().zip(&self.args.rows[rows.clone()]).filter(|(_, row)| row.start < row.end);
         let (last, AttentionRow { end, .. }) = seen().max_by_key(|(_, row)| row.end)?;
         let start = seen().map(|(_, row)| row.start).min().unwrap_or(0);
@@ -162,7 +162,7 @@ impl<'a> Job<'a> {
     }
 
     /// The keys and values of some positions of the chunk from position `first` on.
-    fn chunk(
+    pub(super) fn chunk(
         &self,
         row: usize,
         kv_head: usize,
@@ -212,7 +212,7 @@ impl<'a> Job<'a> {
     }
 
     /// Asks for the keys and values of some of the chunks that rows of one sequence see, counted from the first.
-    fn prefetch(&self, rows: &Range<usize>, kv_head: usize, chunks: Range<usize>) {
+    pub(super) fn prefetch(&self, rows: &Range<usize>, kv_head: usize, chunks: Range<usize>) {
         let Some((last, seen)) = self.seen(rows.clone()) else { return };
         let first = seen.start / CHUNK * CHUNK;
         let positions = seen.start.max(first + chunks.start * CHUNK)..seen.end.min(first + chunks.end * CHUNK);
@@ -222,7 +222,7 @@ impl<'a> Job<'a> {
     }
 
     /// Where the query and the output of a vector of a block start.
-    fn first_element(&self, first_row: usize, kv_head: usize, vector: usize) -> usize {
+    pub(super) fn first_element(&self, first_row: usize, kv_head: usize, vector: usize) -> usize {
         let (row, head) = (first_row + vector / self.group, kv_head * self.group + vector % self.group);
         (row * self.args.heads + head) * self.shape.head_dim
     }

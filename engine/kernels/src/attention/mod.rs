@@ -19,6 +19,8 @@ pub(crate) mod scalar;
 pub(crate) mod store;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -156,6 +158,19 @@ impl<'a> Job<'a> {
             assert!(seen.iter().all(known), "a block of {seen:?} is not among {num_blocks}");
         }
         Job { table, args, shape, out: SharedMut::new(out), group: args.heads / kv_heads }
+    }
+
+    /// Computes every row and head in tile registers, where heads fit them, or as [`Job::run`].
+    ///
+    /// # Safety
+    /// The processor has AMX and AVX512-BF16.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) unsafe fn run_bf16(&self, pool: &Pool) {
+        match self.fits_tiles() {
+            // SAFETY: the caller's promise.
+            true => unsafe { self.run_tiles(pool) },
+            false => self.run(pool),
+        }
     }
 
     /// Computes every row and head.

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::samples::{Random, available_isas, bits};
-use crate::{Attention, AttentionRow, Kernels, KvBuffer, KvDType, KvShape, KvSlot, NewRows, Rope, RopeStyle};
+use crate::{Attention, AttentionRow, Isa, Kernels, KvBuffer, KvDType, KvShape, KvSlot, NewRows, Rope, RopeStyle};
 
 type Make = fn(KvDType, KvShape, usize) -> KvBuffer;
 
@@ -300,5 +300,47 @@ fn tiny_and_huge_values_survive_eight_bits() {
         let cache = Cache::of(KvDType::Q8_0, shape, (1, (&[0.0; 32], &[value; 32])), &mut Random(1));
         let out = cache.attend(&Kernels::new(1).unwrap(), &[0.0; 32], 1, &[(0, 1)]);
         assert!((out[7] - expected).abs() <= expected * 1e-3, "{} of {value}", out[7]);
+    }
+}
+
+/// In tile registers: near the exact one, and a row has the same bits in any company.
+#[test]
+fn attention_in_bf16_is_near_the_exact_one_and_a_row_does_not_depend_on_others() {
+    let Ok(kernels) = Kernels::with_isa(Isa::Amx, 2) else {
+        println!("skipped: no AMX");
+        return;
+    };
+    let mut random = Random(31);
+    for (dtype, block_tokens, (kv_heads, group), head_dim) in [
+        (KvDType::F16, 16, (3, 3), 64),
+        (KvDType::F32, 16, (2, 7), 32),
+        (KvDType::Bf16, 32, (1, 1), 128),
+        (KvDType::F16, 5, (2, 2), 96),
+        (KvDType::Q8_0, 16, (2, 3), 64),
+    ] {
+        let (len, heads) = (150, kv_heads * group);
+        let shape = KvShape { block_tokens, kv_heads, head_dim };
+        let (k, v) = (random.floats(len * kv_heads * head_dim), random.floats(len * kv_heads * head_dim));
+        let cache = Cache::of(dtype, shape, (len, (&k, &v)), &mut random);
+        // A prompt, rows with a window, one that sees nothing, and one key alone.
+        let mut visible: Vec<(usize, usize)> = (40..len).map(|end| (0, end + 1)).collect();
+        visible.extend((60..90).map(|end| (end - 40, end + 1)));
+        visible.extend([(7, 7), (35, 36), (0, len)]);
+        let q = random.floats(visible.len() * heads * head_dim);
+        let attend = |q: &[f32], visible: &[(usize, usize)]| {
+            let rows: Vec<AttentionRow<'_>> =
+                visible.iter().map(|&(start, end)| AttentionRow { blocks: &cache.blocks, start, end }).collect();
+            let mut out = vec![f32::NAN; q.len()];
+            kernels.attention_bf16(Attention { q, k: &cache.k, v: &cache.v, heads, scale: 0.3, rows: &rows }, &mut out);
+            out
+        };
+        let (exact, found) = (cache.attend(&kernels, &q, heads, &visible), attend(&q, &visible));
+        let largest = exact.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(largest > 0.0 && largest < 0.01, "{dtype}, heads of {head_dim}: {largest}");
+        for chunk in [1, 7, 64] {
+            let parts = visible.chunks(chunk).zip(q.chunks(chunk * heads * head_dim));
+            let apart: Vec<f32> = parts.flat_map(|(visible, q)| attend(q, visible)).collect();
+            assert_eq!(bits(&apart), bits(&found), "{dtype}, {chunk} rows at a time");
+        }
     }
 }

@@ -80,3 +80,30 @@ fn pairs(bits: __m512i) -> __m512bh {
     // SAFETY: both are any 512 bits.
     unsafe { std::mem::transmute(bits) }
 }
+
+/// Thirty-two neighbouring elements, rounded: sixteen pairs.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+pub(crate) fn rounded(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: both are any 512 bits.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
+}
+
+/// The even and the odd elements of sixteen pairs, rounded.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+pub(crate) fn interleaved(even: __m512, odd: __m512) -> __m512i {
+    /// Of thirty-two words, the first and the second half in turn.
+    const IN_TURN: [u16; 2 * LANES] = {
+        let mut words = [0; 2 * LANES];
+        let mut i = 0;
+        while i < LANES {
+            (words[2 * i], words[2 * i + 1]) = (i as u16, (LANES + i) as u16);
+            i += 1;
+        }
+        words
+    };
+    // SAFETY: the indices are a vector.
+    let in_turn = unsafe { _mm512_loadu_si512(IN_TURN.as_ptr().cast()) };
+    _mm512_permutexvar_epi16(in_turn, rounded(even, odd))
+}

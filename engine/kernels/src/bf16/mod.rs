@@ -28,6 +28,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::{interleaved, rounded};
 pub use pack::Direction;
 pub(crate) use product::run;
 pub use round::Rounded;

@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use super::{Format, SUPER, TILE, scalar};
 use crate::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::bf16::interleaved;
 use crate::bf16::{LANES, round::round};
 use crate::quantized::BLOCK;
 
@@ -128,29 +130,7 @@ unsafe fn step_lines<const FORMAT: usize>(codes: __m512i, scale: __m512, min: __
     });
     // SAFETY: the caller's promise.
     unsafe {
-        _mm512_storeu_si512(out.cast(), pairs(weights[0], weights[1]));
-        _mm512_storeu_si512(out.add(LINE).cast(), pairs(weights[2], weights[3]));
-    }
-}
-
-/// Sixteen pairs, rounded.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-#[inline]
-fn pairs(even: __m512, odd: __m512) -> __m512i {
-    /// Word `i` of the even ones, then of the odd ones.
-    const INTERLEAVED: [u16; 2 * LANES] = {
-        let mut words = [0; 2 * LANES];
-        let mut i = 0;
-        while i < LANES {
-            (words[2 * i], words[2 * i + 1]) = (i as u16, (LANES + i) as u16);
-            i += 1;
-        }
-        words
-    };
-    // SAFETY: both types are any 512 bits; the indices are a vector.
-    unsafe {
-        let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even));
-        _mm512_permutexvar_epi16(_mm512_loadu_si512(INTERLEAVED.as_ptr().cast()), halves)
+        _mm512_storeu_si512(out.cast(), interleaved(weights[0], weights[1]));
+        _mm512_storeu_si512(out.add(LINE).cast(), interleaved(weights[2], weights[3]));
     }
 }

@@ -1,0 +1,323 @@
+//! Attention of prompts in tile registers: queries, keys, weights and values rounded to bf16, sums and the softmax in `f32`.
+//!
+//! As in `blocked.rs` a *vector* is one row's query of one head, and a block takes the rows of one sequence and the query heads of one key head. A
+//! chunk of keys and values is rounded once for all vectors of the block. What a vector becomes depends on nothing else in its block: a row of a
+//! tile register is that of one vector, and keys that it does not see have weight 0.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::avx512::softmax;
+use super::avx512_block::load;
+use super::blocked::Chunk;
+use super::kv::{FLOATS, Float};
+use super::{CHUNK, HALF, Job, Scores, Softmax};
+use crate::bf16::{interleaved, rounded};
+use crate::tiles::{self, LINE, ROWS, Shape};
+
+/// Most vectors of a block: their sums, scores and weights (42 KiB for a head of 64) stay in a second-level cache.
+pub(crate) const VECTORS: usize = 96;
+/// Elements of a head that a tile register multiplies at once; heads are a multiple of it.
+pub(crate) const STEP: usize = 32;
+/// Tasks per thread where there is enough work, for balance.
+const TASKS_PER_THREAD: usize = 4;
+/// Chunks between the one that is computed and the one that the caches are asked for.
+const AHEAD: usize = 2;
+/// Pairs of a square: 16 rows of 16 pairs, the contents of a tile register.
+const SQUARE: usize = ROWS * LANES;
+/// Floats, or pairs, of a vector register.
+const LANES: usize = 16;
+
+/// What a block works on; grows once.
+#[derive(Default)]
+struct Room {
+    /// Queries: per sixteen vectors a square for each [`STEP`] of the head.
+    queries: Vec<u32>,
+    /// Keys of a chunk: per half a square for each [`STEP`] of the head.
+    keys: Vec<u32>,
+    /// Values of a chunk: a square for each sixteen elements of the head.
+    values: Vec<u32>,
+    /// Weights: a square for each sixteen vectors.
+    weights: Vec<u32>,
+    /// Per vector.
+    scores: Vec<Scores>,
+    /// Unnormalised outputs `(vectors, head_dim)`.
+    sums: Vec<f32>,
+    softmax: Vec<Softmax>,
+    corrections: Vec<f32>,
+    /// What each vector sees of the chunk.
+    lanes: Vec<(usize, usize)>,
+}
+
+thread_local! {
+    static ROOM: RefCell<Room> = RefCell::default();
+}
+
+impl Job<'_> {
+    /// Whether heads can be computed so.
+    pub(super) fn fits_tiles(&self) -> bool {
+        self.shape.head_dim.is_multiple_of(STEP) && self.group <= VECTORS
+    }
+
+    /// Computes every row and head.
+    ///
+    /// # Safety
+    /// The processor has AMX and AVX512-BF16.
+    pub(super) unsafe fn run_tiles(&self, pool: &crate::Pool) {
+        let (num_rows, kv_heads) = (self.args.rows.len(), self.shape.kv_heads);
+        let balanced = num_rows * kv_heads / (TASKS_PER_THREAD * pool.num_threads());
+        let block_rows = (VECTORS / self.group).min(balanced).max(1);
+        let num_tasks = num_rows.div_ceil(block_rows) * kv_heads;
+        pool.run(num_tasks, |task| {
+            // The last rows of a prompt see the most, so they come first.
+            let task = num_tasks - 1 - task;
+            let (first, kv_head) = (task / kv_heads * block_rows, task % kv_heads);
+            ROOM.with_borrow_mut(|room| {
+                for rows in self.runs(first..num_rows.min(first + block_rows)) {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.tile_block(room, rows, kv_head) };
+                }
+            });
+        });
+    }
+
+    /// Rows of one sequence, and the query heads of one key head.
+    ///
+    /// # Safety
+    /// As [`Job::run_tiles`].
+    unsafe fn tile_block(&self, room: &mut Room, rows: Range<usize>, kv_head: usize) {
+        let head_dim = self.shape.head_dim;
+        let num_vectors = rows.len() * self.group;
+        room.begin(num_vectors, head_dim);
+        for vector in 0..num_vectors {
+            let at = self.first_element(rows.start, kv_head, vector);
+            // SAFETY: the caller's promise.
+            unsafe { room.round_query(vector, &self.args.q[at..at + head_dim]) };
+        }
+        if let Some((last, seen)) = self.seen(rows.clone()) {
+            let mut scratch = self.scratch();
+            let first_chunk = seen.start / CHUNK;
+            self.prefetch(&rows, kv_head, 0..AHEAD);
+            for index in first_chunk..seen.end.div_ceil(CHUNK) {
+                let ahead = index - first_chunk + AHEAD;
+                self.prefetch(&rows, kv_head, ahead..ahead + 1);
+                let first = index * CHUNK;
+                let lane = |position: usize| position.clamp(first, first + CHUNK) - first;
+                for (row, lanes) in self.args.rows[rows.clone()].iter().zip(room.lanes.chunks_exact_mut(self.group)) {
+                    lanes.fill((lane(row.start), lane(row.end)));
+                }
+                let positions = seen.start.max(first)..seen.end.min(first + CHUNK);
+                let chunk = self.chunk(last, kv_head, (first, positions), &mut scratch);
+                // SAFETY: the caller's promise; the chunk's pointers are those of as many elements as it says.
+                unsafe { room.step(&chunk, self.args.scale) };
+            }
+        }
+        for (vector, sums) in room.sums.chunks_exact(head_dim).take(num_vectors).enumerate() {
+            let at = self.first_element(rows.start, kv_head, vector);
+            // SAFETY: every row and head is in exactly one task.
+            let out = unsafe { self.out.part(at..at + head_dim) };
+            // What saw nothing has no weight.
+            let sum = room.softmax[vector].sum;
+            let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            out.iter_mut().zip(sums).for_each(|(out, value)| *out = value * factor);
+        }
+    }
+}
+
+impl Room {
+    /// Takes a shape, whole tile registers, with outputs of zero.
+    fn begin(&mut self, num_vectors: usize, head_dim: usize) {
+        assert!(num_vectors <= VECTORS && head_dim.is_multiple_of(STEP), "a block of {num_vectors} x {head_dim}");
+        let padded = num_vectors.next_multiple_of(ROWS);
+        self.queries.clear();
+        self.queries.resize(padded * head_dim / 2, 0);
+        self.keys.resize(2 * HALF * head_dim / 2, 0);
+        self.values.resize(CHUNK / 2 * head_dim, 0);
+        self.weights.clear();
+        self.weights.resize(padded / ROWS * SQUARE, 0);
+        self.scores.resize(padded, [0.0; CHUNK]);
+        self.sums.clear();
+        self.sums.resize(padded * head_dim, 0.0);
+        self.softmax.clear();
+        self.softmax.resize(num_vectors, Softmax::START);
+        self.corrections.resize(num_vectors, 1.0);
+        self.lanes.resize(num_vectors, (0, 0));
+    }
+
+    /// # Safety
+    /// The processor has AVX512-BF16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+    unsafe fn round_query(&mut self, vector: usize, query: &[f32]) {
+        let start = vector / ROWS * query.len() / STEP * SQUARE + vector % ROWS * LANES;
+        for (step, part) in query.as_chunks::<STEP>().0.iter().enumerate() {
+            let out = &mut self.queries[start + step * SQUARE..][..LANES];
+            // SAFETY: a part is two vectors of floats, and sixteen pairs are one.
+            unsafe {
+                let (low, high) = (_mm512_loadu_ps(part.as_ptr()), _mm512_loadu_ps(part.as_ptr().add(LANES)));
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), rounded(low, high));
+            }
+        }
+    }
+
+    /// Scores a chunk and adds its weighted values to the sums.
+    ///
+    /// # Safety
+    /// The processor has AMX and AVX512-BF16; the chunk's pointers are those of as many elements as it says.
+    unsafe fn step(&mut self, chunk: &Chunk, scale: f32) {
+        assert!(chunk.first_lane + chunk.num <= CHUNK, "keys of a chunk");
+        // SAFETY: the caller's promise.
+        unsafe {
+            match chunk.float {
+                Float::F32 => self.round_chunk::<{ Float::F32 as usize }>(chunk),
+                Float::F16 => self.round_chunk::<{ Float::F16 as usize }>(chunk),
+                Float::Bf16 => self.round_chunk::<{ Float::Bf16 as usize }>(chunk),
+            }
+            let whole = Shape { rows: ROWS, bytes_per_row: LINE };
+            tiles::configure([whole; 8]);
+            self.score();
+            self.weigh(scale);
+            self.add();
+            tiles::release();
+        }
+    }
+
+    fn head_dim(&self) -> usize {
+        2 * self.values.len() / CHUNK
+    }
+
+    /// Rounds the keys and values of a chunk to the right factors of the products; values of other lanes are zeros.
+    ///
+    /// # Safety
+    /// The processor has AVX512-BF16; the chunk is of format `FLOAT`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")]
+    unsafe fn round_chunk<const FLOAT: usize>(&mut self, chunk: &Chunk) {
+        let size = const { FLOATS[FLOAT].size() };
+        let head_dim = self.head_dim();
+        let (halves, _) = self.keys.as_chunks_mut::<LANES>();
+        for (keys, lines) in chunk.keys.iter().zip(halves.chunks_exact_mut(head_dim / 2)) {
+            for (pair, line) in lines.iter_mut().enumerate() {
+                let key = keys.wrapping_add(2 * pair * chunk.key_stride);
+                // SAFETY: the caller's promise: rows of sixteen keys, one for each element of the head.
+                unsafe {
+                    let (even, odd) = (load::<FLOAT>(key), load::<FLOAT>(key.add(chunk.key_stride)));
+                    _mm512_storeu_si512(line.as_mut_ptr().cast(), interleaved(even, odd));
+                }
+            }
+        }
+        let value = |lane: usize| {
+            let index = lane.checked_sub(chunk.first_lane)?;
+            (index < chunk.num).then(|| chunk.values[index])
+        };
+        for pair in 0..HALF {
+            let (even, odd) = (value(2 * pair), value(2 * pair + 1));
+            for (group, square) in self.values.as_chunks_mut::<SQUARE>().0.iter_mut().enumerate() {
+                // SAFETY: the caller's promise: a value has `head_dim` elements.
+                let part = |value: Option<*const u8>| match value {
+                    Some(value) => unsafe { load::<FLOAT>(value.add(group * LANES * size)) },
+                    None => _mm512_setzero_ps(),
+                };
+                // SAFETY: a square has sixteen lines.
+                unsafe {
+                    let line = square.as_mut_ptr().add(pair * LANES);
+                    _mm512_storeu_si512(line.cast(), interleaved(part(even), part(odd)));
+                }
+            }
+        }
+    }
+
+    /// Dots every query with every key of the chunk.
+    ///
+    /// # Safety
+    /// The tile registers are configured to be whole.
+    unsafe fn score(&mut self) {
+        let steps = self.head_dim() / STEP;
+        let stride = size_of::<Scores>();
+        for (queries, scores) in
+            self.queries.chunks_exact(steps * SQUARE).zip(self.scores.as_chunks_mut::<ROWS>().0.iter_mut())
+        {
+            let (first, second) = self.keys.split_at(steps * SQUARE);
+            let out = scores.as_mut_ptr();
+            // SAFETY: squares of as many steps lie in each slice, and sixteen rows of scores in the last.
+            unsafe {
+                asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
+                for step in 0..steps {
+                    asm!(
+                        "tileloadd tmm2, [{queries} + {line}]",
+                        "tileloadd tmm3, [{first} + {line}]",
+                        "tileloadd tmm4, [{second} + {line}]",
+                        "tdpbf16ps tmm0, tmm2, tmm3",
+                        "tdpbf16ps tmm1, tmm2, tmm4",
+                        queries = in(reg) queries.as_ptr().add(step * SQUARE),
+                        first = in(reg) first.as_ptr().add(step * SQUARE),
+                        second = in(reg) second.as_ptr().add(step * SQUARE),
+                        line = in(reg) LINE,
+                        options(nostack, readonly),
+                    );
+                }
+                asm!("tilestored [{out} + {stride}], tmm0", "tilestored [{out} + {stride} + 64], tmm1",
+                    out = in(reg) out, stride = in(reg) stride, options(nostack));
+            }
+        }
+    }
+
+    /// Turns scores into rounded weights, and corrects the sums so far.
+    ///
+    /// # Safety
+    /// The processor has AVX512-BF16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")]
+    unsafe fn weigh(&mut self, scale: f32) {
+        let head_dim = self.head_dim();
+        for (vector, &(start, end)) in self.lanes.iter().enumerate() {
+            let scores = &mut self.scores[vector];
+            let weights = &mut self.weights[vector / ROWS * SQUARE + vector % ROWS * LANES..][..LANES];
+            if start >= end {
+                weights.fill(0);
+                continue;
+            }
+            if (start, end) != (0, CHUNK) {
+                scores[..start].fill(f32::NEG_INFINITY);
+                scores[end..].fill(f32::NEG_INFINITY);
+            }
+            let correction = softmax(scores, scale, &mut self.softmax[vector]);
+            // SAFETY: scores are two vectors of floats, and sixteen pairs are one.
+            unsafe {
+                let (low, high) = (_mm512_loadu_ps(scores.as_ptr()), _mm512_loadu_ps(scores.as_ptr().add(LANES)));
+                _mm512_storeu_si512(weights.as_mut_ptr().cast(), rounded(low, high));
+            }
+            if correction != 1.0 {
+                self.sums[vector * head_dim..(vector + 1) * head_dim].iter_mut().for_each(|sum| *sum *= correction);
+            }
+        }
+    }
+
+    /// Adds the weighted values to the sums.
+    ///
+    /// # Safety
+    /// The tile registers are configured to be whole.
+    unsafe fn add(&mut self) {
+        let head_dim = self.head_dim();
+        let stride = head_dim * size_of::<f32>();
+        for (weights, sums) in self.weights.chunks_exact(SQUARE).zip(self.sums.chunks_exact_mut(ROWS * head_dim)) {
+            // SAFETY: a square of weights; a square of values and sixteen columns of sums for each group.
+            unsafe {
+                asm!("tileloadd tmm2, [{weights} + {line}]", weights = in(reg) weights.as_ptr(), line = in(reg) LINE,
+                    options(nostack, readonly));
+                for (group, values) in self.values.chunks_exact(SQUARE).enumerate() {
+                    asm!(
+                        "tileloadd tmm0, [{sums} + {stride}]",
+                        "tileloadd tmm3, [{values} + {line}]",
+                        "tdpbf16ps tmm0, tmm2, tmm3",
+                        "tilestored [{sums} + {stride}], tmm0",
+                        sums = in(reg) sums.as_mut_ptr().add(group * LANES),
+                        stride = in(reg) stride,
+                        values = in(reg) values.as_ptr(),
+                        line = in(reg) LINE,
+                        options(nostack),
+                    );
+                }
+            }
+        }
+    }
+}
