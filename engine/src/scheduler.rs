@@ -1,8 +1,8 @@
 //! The scheduler: decides which tokens of which sequences the next step computes. Pure: no clock, channel or model.
 //!
 //! A turn admits sequences from the queue, then plans one step: the next token of each sequence that decodes, with the tokens
-//! drafted for it, then prompt chunks in order of rank, up to the budget. Blocks are taken as tokens need them. When none is
-//! free, the sequence of the lowest rank gives its blocks back and waits to be computed again.
+//! drafted for it, then prompt chunks in order of rank, up to the budget, or beside decoding sequences a quarter of it. Blocks are
+//! taken as tokens need them. When none is free, the sequence of the lowest rank gives its blocks back and waits to be computed again.
 
 mod entry;
 #[cfg(test)]
@@ -73,6 +73,8 @@ pub(crate) struct Plan {
     pub(crate) chunks: Vec<Chunk>,
 }
 
+/// The share of a step's tokens that prompts may take while sequences decode, as one in so many: these wait for the step.
+const DECODING_SHARE: usize = 4;
 /// The turns of waiting that make up for one level of priority, so that nothing waits for ever: seconds on a busy engine.
 const TURNS_PER_PRIORITY: i64 = 200;
 
@@ -272,6 +274,9 @@ impl Scheduler {
     fn plan_prompts(&mut self, chunks: &mut Vec<Chunk>) {
         let used = |chunks: &[Chunk], count: fn(&Chunk) -> usize| chunks.iter().map(count).sum::<usize>();
         let mut tokens = self.budget.step_tokens_max - used(chunks, |chunk| chunk.places.len());
+        if !chunks.is_empty() {
+            tokens = tokens.min(self.budget.step_tokens_max.div_ceil(DECODING_SHARE));
+        }
         let mut logits = self.budget.step_logits_max - used(chunks, |chunk| chunk.logits.len());
         let mut index = 0;
         while index < self.running.len() {

@@ -57,7 +57,9 @@ fn decoding_comes_before_prompts_and_prompts_are_cut_into_chunks() {
     assert_eq!(places(&plan), [(0, 0..2), (1, 0..38)]);
     assert_eq!((plan.chunks[0].logits.clone(), plan.chunks[1].logits.len()), (1..2, 0));
     turn(&mut scheduler, &mut plan, &|_| 99);
-    assert_eq!(places(&plan), [(0, 2..3), (1, 38..70)]);
+    assert_eq!(places(&plan), [(0, 2..3), (1, 38..48)], "beside decoding a prompt takes a quarter of a step");
+    (0..3).for_each(|_| drop(turn(&mut scheduler, &mut plan, &|_| 99)));
+    assert_eq!(places(&plan), [(0, 5..6), (1, 68..70)]);
     assert_eq!(plan.chunks[1].logits, 69..70);
 }
 
