@@ -203,6 +203,11 @@ fn attention(c: &mut Criterion) {
             group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
                 b.iter(|| kernels.attention(args, black_box(&mut out)));
             });
+            if kernels.has_tiles() {
+                group.bench_function(BenchmarkId::from_parameter(format!("{}-bf16", kernels.isa())), |b| {
+                    b.iter(|| kernels.attention_bf16(args, black_box(&mut out)));
+                });
+            }
         }
     }
 }

@@ -158,11 +158,14 @@ impl Scheduler {
         }
     }
 
-    /// Sets the tokens that the next step tries after the last one of a sequence that decodes.
+    /// Sets the tokens that the next step tries after the last one of a sequence that decodes; none while its prompt is not computed.
     pub(crate) fn set_drafts(&mut self, key: SequenceKey, drafts: &[TokenId]) {
         if let Some(index) = self.running_index(key) {
             let entry = &mut self.running[index];
-            let room = entry.tokens_max.saturating_sub(entry.tokens.len() + 1);
+            let room = match entry.is_in_prompt() {
+                true => 0,
+                false => entry.tokens_max.saturating_sub(entry.tokens.len() + 1),
+            };
             entry.drafts.clear();
             entry.drafts.extend_from_slice(&drafts[..drafts.len().min(room)]);
         }
@@ -274,7 +277,7 @@ impl Scheduler {
     fn plan_prompts(&mut self, chunks: &mut Vec<Chunk>) {
         let used = |chunks: &[Chunk], count: fn(&Chunk) -> usize| chunks.iter().map(count).sum::<usize>();
         let mut tokens = self.budget.step_tokens_max - used(chunks, |chunk| chunk.places.len());
-        if !chunks.is_empty() {
+        if chunks.iter().any(|chunk| !chunk.of_prompt) {
             tokens = tokens.min(self.budget.step_tokens_max.div_ceil(DECODING_SHARE));
         }
         let mut logits = self.budget.step_logits_max - used(chunks, |chunk| chunk.logits.len());

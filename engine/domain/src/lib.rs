@@ -17,7 +17,8 @@
 //! - **draft**: tokens guessed from earlier text, computed with the next token and kept as far as they are what is sampled.
 //! - **call**: a request at the server's door, with who asks and what it has used, to the end of its answer.
 //! - **identity**: who calls, told by a bearer token or a certificate; it has limits of its own.
-//! - **prefix cache**: blocks kept after their sequence ended, for later ones that begin with the same tokens.
+//! - **prefix cache**: blocks kept after their sequence ended, for later ones that begin with the same tokens; where prompts are computed
+//!   in another way than answers, only blocks of prompts.
 //! - **block**: a fixed number of token places in the KV cache.
 
 mod chat_template;

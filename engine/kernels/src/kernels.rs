@@ -256,7 +256,7 @@ impl Kernels {
         let job = Job::new(self.table, args, out);
         #[cfg(target_arch = "x86_64")]
         if self.has_tiles() {
-            // SAFETY: processors with AMX have AVX512-BF16.
+            // SAFETY: `Isa::is_available` asks for AMX and AVX512-BF16.
             return unsafe { job.run_bf16(&self.pool) };
         }
         job.run(&self.pool);

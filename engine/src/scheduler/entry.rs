@@ -30,7 +30,8 @@ pub(super) struct Entry {
     last_registered: Option<Prefix>,
     /// The tokens of its prompt.
     num_prompt: usize,
-    /// The tokens at the beginning that the prefix cache may have or get.
+    /// The tokens at the beginning that the prefix cache may have or get: all, or where answers are computed in another way those
+    /// of the prompt, where a chunk then ends too.
     num_shareable: usize,
     /// The tokens that it started with, or started again with.
     num_first: usize,

@@ -227,14 +227,30 @@ fn drafts_are_planned_within_the_budget_and_the_length() {
     assert_eq!(places(&plan)[0], (0, 4..5));
 }
 
+/// Nothing is drafted before the prompt is computed: the last token of it, left over by a step, is no token of an answer.
+#[test]
+fn a_prompt_that_leaves_one_token_over_has_no_drafts() {
+    let mut scheduler = Scheduler::new(Budget { shares_answers: false, ..BUDGET }, 100);
+    let mut plan = Plan::default();
+    scheduler.enqueue(key(0), needs(prompt(0, 41), 20));
+    turn(&mut scheduler, &mut plan, &|_| 99);
+    scheduler.set_drafts(key(0), &[1; 4]);
+    turn(&mut scheduler, &mut plan, &|_| 99);
+    assert_eq!((places(&plan), plan.chunks[0].of_prompt), (vec![(0, 40..41)], true));
+    scheduler.set_drafts(key(0), &[1; 4]);
+    scheduler.plan(&mut plan);
+    assert_eq!((places(&plan), plan.chunks[0].of_prompt), (vec![(0, 41..46)], false));
+}
+
 proptest! {
     /// Blocks are conserved, the budget is kept, every sequence ends, and equals leave the queue in order.
     #[test]
     fn every_load_runs_to_its_end(
         load in prop::collection::vec((1usize..60, 1usize..40, -1i32..2, 0..4u8, 0usize..60), 1..40),
         num_blocks in 7usize..30,
+        shares_answers in any::<bool>(),
     ) {
-        let mut scheduler = Scheduler::new(BUDGET, num_blocks);
+        let mut scheduler = Scheduler::new(Budget { shares_answers, ..BUDGET }, num_blocks);
         let mut plan = Plan::default();
         let mut arrivals = load.iter().copied().enumerate();
         let mut removed = Vec::new();
@@ -258,6 +274,12 @@ proptest! {
                 }
             }
             prop_assert!(plan.chunks.iter().map(|chunk| chunk.places.len()).sum::<usize>() <= BUDGET.step_tokens_max);
+            prop_assert!(plan.chunks.is_sorted_by_key(|chunk| chunk.of_prompt), "chunks of answers come first");
+            for chunk in plan.chunks.iter().filter(|_| !shares_answers) {
+                let length = load[chunk.key.request as usize].0;
+                let within = if chunk.of_prompt { chunk.places.end <= length } else { chunk.places.start >= length };
+                prop_assert!(within, "{:?} of a prompt of {}", chunk, length);
+            }
             prop_assert!(plan.chunks.iter().map(|chunk| chunk.logits.len()).sum::<usize>() <= BUDGET.step_logits_max);
             let held: std::collections::HashSet<u32> =
                 scheduler.running.iter().flat_map(|entry| entry.blocks.iter().copied()).collect();

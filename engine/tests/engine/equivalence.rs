@@ -178,7 +178,8 @@ fn a_later_turn_equals_itself_cold(dtype: TinyDtype) {
 }
 
 fn speculation_changes_nothing_but_the_number_of_steps(dtype: TinyDtype) {
-    let tiny = tiny_of(dtype, |builder| builder);
+    // Smaller steps than some prompts, of which one token is left over.
+    let tiny = tiny_of(dtype, |builder| builder.sequences_max(4).step_tokens_max(14));
     let mut accepted = 0;
     for (index, prompt) in ["abc abc abc abc", "one two one two one", "xyxyxyxyxy"].into_iter().enumerate() {
         for generate in [greedy(prompt, 60), seeded(prompt, 60, index as u64)] {

@@ -31,7 +31,8 @@ pub(crate) fn tiny(configure: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Ti
 
 /// The same on weights of a type, in a GGUF file.
 pub(crate) fn tiny_of(dtype: TinyDtype, configure: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Tiny {
-    let file = TinyModel { dtype, ..TinyModel::default() }.write_gguf().unwrap();
+    // Heads of 32, which fit tile registers.
+    let file = TinyModel { dtype, head_dim: 32, ..TinyModel::default() }.write_gguf().unwrap();
     let builder = Engine::builder().model(file.path()).num_threads(1);
     Tiny::new(configure(builder).build().unwrap(), file)
 }

@@ -46,7 +46,6 @@ struct Room {
     /// Unnormalised outputs `(vectors, head_dim)`.
     sums: Vec<f32>,
     softmax: Vec<Softmax>,
-    corrections: Vec<f32>,
     /// What each vector sees of the chunk.
     lanes: Vec<(usize, usize)>,
 }
@@ -142,7 +141,6 @@ impl Room {
         self.sums.resize(padded * head_dim, 0.0);
         self.softmax.clear();
         self.softmax.resize(num_vectors, Softmax::START);
-        self.corrections.resize(num_vectors, 1.0);
         self.lanes.resize(num_vectors, (0, 0));
     }
 

@@ -121,6 +121,7 @@ pub(crate) unsafe fn multiply_to(multiply: Multiply, part: &Part<'_>, place: Pla
 /// # Safety
 /// As `Multiply`, with `width` floats in a row of the place.
 unsafe fn narrow(multiply: Multiply, part: &Part<'_>, place: Place, width: usize) {
+    assert!(part.rows <= ROWS, "{} rows of a part", part.rows);
     let mut sums = [0.0; ROWS * GROUP];
     let rows = |i: usize| {
         // SAFETY: the caller's promise.

@@ -1,4 +1,5 @@
-//! Packed weights: multiplied with quantized activations in integers.
+//! Packed weights: multiplied with quantized activations in integers, or decoded to bf16 and multiplied with rounded ones
+//! (`rounded.rs`, `widen.rs`).
 //!
 //! **Layout.** Sixteen rows form a *tile*, the last one padded with zeros. A tile holds the scales of all its blocks,
 //! then the codes of all its blocks of 32 columns, each part at a multiple of 64 bytes. A code is the stored integer

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Format, SUPER, TILE, scalar};
+use super::{Format, TILE, scalar};
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::bf16::interleaved;
@@ -26,8 +26,9 @@ const LINE: usize = LANES;
 ///
 /// **Panics** if a length does not fit.
 pub(super) fn widen(isa: Isa, format: Format, (scales, codes): (&[u8], &[u8]), blocks: Range<usize>, out: &mut [u32]) {
-    assert!(blocks.end * format.block_codes() <= codes.len(), "blocks {blocks:?} of a tile");
-    assert!(format.tile_bytes(blocks.end).0 <= scales.len() || blocks.end % SUPER != 0, "scales of a tile");
+    let num_blocks = codes.len() / format.block_codes();
+    assert!(format.tile_bytes(num_blocks) == (scales.len(), codes.len()), "bytes of a tile of {num_blocks} blocks");
+    assert!(blocks.end <= num_blocks, "blocks {blocks:?} of {num_blocks}");
     assert_eq!(out.len(), blocks.len() * BLOCK_PAIRS * LINE, "lines of {} blocks", blocks.len());
     #[cfg(target_arch = "x86_64")]
     if crate::bf16::has_rounding(isa) {

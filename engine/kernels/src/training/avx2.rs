@@ -45,7 +45,6 @@ unsafe fn half_tile(tile: &Tile<'_>, place: Place) {
     unsafe {
         match (tile.num_rows, tile.row_stride, tile.col_stride) {
             (ROWS, 1, TILE_ROWS) => rows::<ROWS, true>(tile, place),
-            (0, ..) => {}
             (1, ..) => rows::<1, false>(tile, place),
             (2, ..) => rows::<2, false>(tile, place),
             (3, ..) => rows::<3, false>(tile, place),

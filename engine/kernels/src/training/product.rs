@@ -22,7 +22,7 @@ const DEPTH: usize = 256;
 const LONG_DEPTH: usize = 256;
 /// Blocks of weights that a depth may be cut into: those of all storage types but the ones with blocks of 256.
 const BLOCK: usize = 32;
-/// Most columns of a task: packed (160 KiB), they stay in a second-level cache of 512 KiB beside tiles and the next weights. A
+/// Most columns of a task: packed (128 KiB), they stay in a second-level cache of 512 KiB beside tiles and the next weights. A
 /// multiple of the 32-column blocks.
 const TASK_COLS: usize = 128;
 /// Tiles of the left factor between two panels: [`DEPTH`] terms of them (96 KiB) stay in the second-level cache.

@@ -20,6 +20,7 @@ fn runners() -> Vec<Runner> {
         with_kv(&windowed, KvDType::F16),
         with_kv(&wide, KvDType::Q8_0),
         Runner { answers: true, ..Runner::new(quantized.write_gguf().unwrap().path()) },
+        Runner::new(TinyModel { head_dim: 32, ..quantized }.write_gguf().unwrap().path()),
     ]
 }
 
@@ -27,7 +28,7 @@ fn runners() -> Vec<Runner> {
 #[test]
 fn answers_beside_prompts_equal_both_alone() {
     use bespoke_model::{Step, StepRow};
-    let tiny = TinyModel { dtype: TinyDtype::Q8_0, ..TinyModel::default() };
+    let tiny = TinyModel { dtype: TinyDtype::Q8_0, head_dim: 32, ..TinyModel::default() };
     let folder = tiny.write_gguf().unwrap();
     let mut runner = Runner::new(folder.path());
     let (answer, prompt) = (tokens(20, 3), tokens(50, 4));
