@@ -232,7 +232,8 @@ export type LogprobsParams = Message<"bespoke.v1.LogprobsParams"> & {
   top: number;
 
   /**
-   * Those of the tokens of the prompt, in the first delta of each choice. Default false.
+   * Those of the tokens of the prompt, in the first delta of each choice. Default false. Score gives those of an answer: of the same
+   * tokens they can differ in the last digits where prompts are computed in bf16 (quantized weights on processors with AMX).
    *
    * @generated from field: bool prompt = 3;
    */
