@@ -218,7 +218,8 @@ impl Scheduler {
 
     /// Moves sequences from the queue in order of rank, as long as places and blocks are there for their whole prompts.
     ///
-    /// The further choices of a request wait for the prompt of the first, whose blocks they then share.
+    /// A sequence whose beginning is being computed for another one waits for that, to share its blocks: so do the further choices
+    /// of a request, and requests that arrive together with a long beginning in common.
     fn admit(&mut self, admitted: &mut Vec<(SequenceKey, usize)>) {
         let mut place = 0;
         while let Some(entry) = self.waiting.get(place) {
@@ -227,6 +228,10 @@ impl Scheduler {
                 continue;
             }
             let shared = entry.cached_blocks(&self.pool);
+            if self.running.iter().any(|other| other.computes_beginning_of(entry, shared.len())) {
+                place += 1;
+                continue;
+            }
             let idle = shared.iter().filter(|(block, _)| self.pool.is_idle(*block)).count();
             let wanted = (entry.tokens.len() + 1).min(entry.tokens_max).div_ceil(BLOCK_TOKENS) - shared.len();
             let has_place = self.running.len() < self.budget.sequences_max;

@@ -7,6 +7,9 @@ use bespoke_domain::TokenId;
 use super::{Needs, SequenceKey};
 use crate::block_pool::{BLOCK_TOKENS, BlockPool, Prefix};
 
+/// Blocks whose computation takes longer than to wait for the next steps.
+const WORTH_WAITING: usize = 2;
+
 /// Higher goes first: priority and arrival in turns, then the order of arrival.
 pub(super) type Rank = (i64, Reverse<u64>);
 
@@ -100,6 +103,20 @@ impl Entry {
             before = name;
         }
         found
+    }
+
+    /// Whether this sequence is about to compute, and make known, [`WORTH_WAITING`] blocks that another one begins with, after the
+    /// `num_known` that the prefix cache has.
+    pub(super) fn computes_beginning_of(&self, other: &Entry, num_known: usize) -> bool {
+        let (start, end) = (num_known * BLOCK_TOKENS, (num_known + WORTH_WAITING) * BLOCK_TOKENS);
+        let usable = self.num_prompt.min(other.num_prompt.min(other.logits_from));
+        self.root.is_some()
+            && self.root == other.root
+            && !self.parked
+            && end <= usable
+            && self.num_computed < end
+            && self.tokens[start..end] == other.tokens[start..end]
+            && self.tokens[..start] == other.tokens[..start]
     }
 
     /// Takes the found blocks as its beginning. Returns how many tokens they hold.

@@ -63,6 +63,34 @@ fn decoding_comes_before_prompts_and_prompts_are_cut_into_chunks() {
     assert_eq!(plan.chunks[1].logits, 69..70);
 }
 
+/// Requests that arrive together: a long beginning in common is computed once, a short one is not waited for.
+#[test]
+fn a_beginning_in_common_is_computed_once() {
+    let mut scheduler = Scheduler::new(BUDGET, 100);
+    let mut plan = Plan::default();
+    let with_end = |request: u32| prompt(0, 70).into_iter().chain([request; 9]).collect::<Vec<_>>();
+    scheduler.enqueue(key(1), needs(with_end(1), 9));
+    scheduler.enqueue(key(2), needs(with_end(2), 9));
+    scheduler.enqueue(key(3), Needs { root: None, ..needs(with_end(3), 9) });
+    scheduler.enqueue(key(4), needs(prompt(0, 30), 9));
+    let mut admitted = Vec::new();
+    for _ in 0..20 {
+        turn(&mut scheduler, &mut plan, &|_| 99);
+        admitted.extend(plan.admitted.iter().copied());
+    }
+    // 1 is computed, 3 keeps to itself, 4 has too little in common with 1 to wait.
+    assert_eq!(admitted, [(key(1), 0), (key(3), 0), (key(4), 0), (key(2), 64)]);
+    // What waits for a sequence goes on without it.
+    let mut scheduler = Scheduler::new(BUDGET, 100);
+    scheduler.enqueue(key(1), needs(with_end(1), 9));
+    scheduler.enqueue(key(2), needs(with_end(2), 9));
+    scheduler.plan(&mut plan);
+    assert_eq!(plan.admitted, [(key(1), 0)]);
+    scheduler.remove(key(1));
+    scheduler.plan(&mut plan);
+    assert_eq!(plan.admitted, [(key(2), 0)]);
+}
+
 /// Where answers are computed in another way than prompts, nothing of one is taken for the other.
 #[test]
 fn answers_that_differ_are_not_shared_and_no_chunk_has_both() {

@@ -64,7 +64,7 @@ fn a_stalled_reader_does_not_slow_the_others() {
 
 #[test]
 fn a_full_queue_refuses_at_once_and_says_when_to_try_again() {
-    let tiny = tiny(|builder| builder.sequences_max(1).queue_max(2));
+    let tiny = slow(|builder| builder.queue_max(2));
     let running = start(&tiny.engine, greedy("first", 200));
     eventually("the first to run", || tiny.engine.load().num_running == 1);
     let waiting: Vec<_> = (0..2).map(|_| start(&tiny.engine, greedy("next", 1))).collect();
@@ -89,7 +89,7 @@ fn occupy(engine: &Engine) -> std::thread::JoinHandle<()> {
 
 #[test]
 fn a_deadline_ends_each_stage() {
-    let tiny = slow();
+    let tiny = slow(|builder| builder);
     let request = |tokens| Request::try_from(greedy("late", tokens)).unwrap();
     let passed = tiny.engine.generate_until(request(1), Some(Instant::now()));
     assert!(matches!(passed, Err(EngineError::DeadlineExceeded(Stage::Queue))), "{passed:?}");
@@ -110,7 +110,7 @@ fn a_deadline_ends_each_stage() {
 
 #[test]
 fn a_time_limit_ends_an_answer_softly() {
-    let tiny = slow();
+    let tiny = slow(|builder| builder);
     let busy = occupy(&tiny.engine);
     let mut generate = greedy("short of time", 200);
     generate.time_limit = Some(Duration::from_millis(20));
@@ -142,7 +142,7 @@ fn stalled_readers_hold_neither_places_nor_memory() {
 
 #[test]
 fn higher_priority_leaves_the_queue_first() {
-    let tiny = tiny(|builder| builder.sequences_max(1));
+    let tiny = slow(|builder| builder);
     let blocker = start(&tiny.engine, greedy("blocker", 200));
     eventually("the blocker to run", || tiny.engine.load().num_running == 1);
     let low = start(&tiny.engine, greedy("low", 1));

@@ -38,11 +38,11 @@ pub(crate) fn tiny_of(dtype: TinyDtype, configure: impl FnOnce(EngineBuilder) ->
 }
 
 /// Builds an engine for one sequence on a model that takes milliseconds for a token, so that a reader is always faster.
-pub(crate) fn slow() -> Tiny {
+pub(crate) fn slow(configure: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Tiny {
     let folder = TinyModel { num_layers: 16, hidden_size: 256, intermediate_size: 512, ..TinyModel::default() };
     let folder = folder.write_hf().unwrap();
     let builder = Engine::builder().model(folder.path()).num_threads(1).sequences_max(1);
-    Tiny::new(builder.build().unwrap(), folder)
+    Tiny::new(configure(builder).build().unwrap(), folder)
 }
 
 /// A request for `tokens` greedy tokens that nothing ends early.
