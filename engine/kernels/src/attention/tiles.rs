@@ -211,8 +211,8 @@ impl Room {
         for pair in 0..HALF {
             let (even, odd) = (value(2 * pair), value(2 * pair + 1));
             for (group, square) in self.values.as_chunks_mut::<SQUARE>().0.iter_mut().enumerate() {
-                // SAFETY: the caller's promise: a value has `head_dim` elements.
                 let part = |value: Option<*const u8>| match value {
+                    // SAFETY: the caller's promise: a value has `head_dim` elements.
                     Some(value) => unsafe { load::<FLOAT>(value.add(group * LANES * size)) },
                     None => _mm512_setzero_ps(),
                 };

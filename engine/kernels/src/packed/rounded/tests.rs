@@ -8,8 +8,7 @@ use crate::samples::{Random, available_isas, bits};
 
 fn product(
     kernels: &Kernels,
-    x: &[f32],
-    n: usize,
+    (x, n): (&[f32], usize),
     w: &PackedMatrix,
     bias: Option<&[f32]>,
     out: Option<&[f32]>,
@@ -41,7 +40,7 @@ proptest! {
         let (packed, before, bias) = (pack(&w), add.then_some(&before[..]), with_bias.then_some(&bias[..]));
         for isa in available_isas() {
             let kernels = Kernels::with_isa(isa, 2).unwrap();
-            let found = product(&kernels, &x, n, &packed, bias, before);
+            let found = product(&kernels, (&x, n), &packed, bias, before);
             let plain = Bf16Matrix::pack_all(&[(&w, Direction::Forward)], kernels.pool()).pop().unwrap();
             let mut expected = before.map_or_else(|| vec![0.0; n * rows], <[f32]>::to_vec);
             kernels.matmul_bf16(&x, &plain, add, &mut expected);
@@ -62,10 +61,12 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_beside_other_products() {
             let (rows, cols) = (70, cols_of(dtype, 576));
             let w = pack(&random.matrix(dtype, rows, cols));
             let x = random.floats(50 * cols);
-            let alone: Vec<u32> = x.chunks(cols).flat_map(|x| bits(&product(&kernels, x, 1, &w, None, None))).collect();
+            let alone: Vec<u32> =
+                x.chunks(cols).flat_map(|x| bits(&product(&kernels, (x, 1), &w, None, None))).collect();
             for n in [2, 15, 16, 17, 32, 33, 50] {
                 let rows = x.chunks(n * cols);
-                let found: Vec<f32> = rows.flat_map(|x| product(&kernels, x, x.len() / cols, &w, None, None)).collect();
+                let found: Vec<f32> =
+                    rows.flat_map(|x| product(&kernels, (x, x.len() / cols), &w, None, None)).collect();
                 assert_eq!(bits(&found), alone, "{dtype} on {isa}, {n} rows at a time");
             }
             let (mut rounded, mut outs) = (Rounded::new(), [vec![0.0; 50 * rows], vec![0.0; 50 * rows]]);
