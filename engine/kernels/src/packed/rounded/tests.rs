@@ -1,3 +1,5 @@
+//! Products of rounded activations with packed weights: the bits of weights packed in bf16, in any batch.
+
 use proptest::prelude::*;
 
 use super::super::tests::{cols_of, pack, packed_dtypes};
