@@ -109,8 +109,7 @@ impl Model {
 
     /// Whether the tokens of prompts are computed with other products than those of answers, so that keys and values of the same token
     /// differ in their last digits: quantized weights are decoded to bf16 and multiplied in tile registers, where there are any, and so
-    /// are queries, keys and values.
-    /// Logits are computed alike for both.
+    /// are queries, keys and values. Logits are computed alike for both.
     ///
     /// Which way a row takes depends on nothing but [`Step::num_answer_rows`].
     pub fn prompts_differ(&self) -> bool {

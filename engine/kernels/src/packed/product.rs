@@ -35,6 +35,14 @@ impl<'a> PackedProduct<'a> {
     pub fn new(weight: &'a PackedMatrix, out: &'a mut [f32]) -> PackedProduct<'a> {
         PackedProduct { weight, bias: None, accumulate: false, out }
     }
+
+    /// Asserts that bias and outputs are as long as activations `(rows, cols)` and the weights say.
+    pub(super) fn check(&self, rows: usize, cols: usize) {
+        let PackedProduct { weight, bias, out, .. } = self;
+        assert_eq!(weight.cols(), cols, "activations for {weight:?}");
+        assert_eq!(Some(out.len()), rows.checked_mul(weight.rows()), "outputs of {rows} rows for {weight:?}");
+        assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "bias of {weight:?}");
+    }
 }
 
 /// A product that tasks share.
@@ -58,10 +66,9 @@ pub(crate) fn run(table: &'static Table, pool: &Pool, x: &Quantized, products: &
     let (mut num_tiles, mut num_bytes) = (0, 0);
     let mut products = products.iter_mut();
     let parts: [Option<Part<'_>>; PRODUCTS_MAX] = std::array::from_fn(|_| {
-        let PackedProduct { weight, bias, accumulate, out } = products.next()?;
-        assert_eq!(weight.cols(), x.cols(), "activations for {weight:?}");
-        assert_eq!(Some(out.len()), x.rows().checked_mul(weight.rows()), "outputs of {} rows for {weight:?}", x.rows());
-        assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "bias of {weight:?}");
+        let product = products.next()?;
+        product.check(x.rows(), x.cols());
+        let PackedProduct { weight, bias, accumulate, out } = product;
         let tiles = num_tiles..num_tiles + weight.num_tiles();
         (num_tiles, num_bytes) = (tiles.end, num_bytes + weight.num_bytes());
         Some(Part { weight, bias: *bias, accumulate: *accumulate, out: SharedMut::new(out), tiles })

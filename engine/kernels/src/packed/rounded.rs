@@ -56,10 +56,9 @@ pub(crate) fn run_rounded(
     let mut num_groups = 0;
     let mut products = products.iter_mut();
     let products: [Option<WidenedProduct<'_>>; PRODUCTS_MAX] = std::array::from_fn(|_| {
-        let PackedProduct { weight, bias, accumulate, out } = products.next()?;
-        assert_eq!(weight.cols(), x.cols(), "activations for {weight:?}");
-        assert_eq!(Some(out.len()), x.rows().checked_mul(weight.rows()), "outputs of {} rows for {weight:?}", x.rows());
-        assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "bias of {weight:?}");
+        let product = products.next()?;
+        product.check(x.rows(), x.cols());
+        let PackedProduct { weight, bias, accumulate, out } = product;
         let groups = num_groups..num_groups + weight.rows().div_ceil(GROUP);
         num_groups = groups.end;
         Some(WidenedProduct { weight, bias: *bias, accumulate: *accumulate, out: SharedMut::new(out), groups })
