@@ -1,17 +1,9 @@
 //! Seeded numbers: a counter-based generator, so that any number can be had without those before it.
 
+use bespoke_kernels::{Mask, mix};
+
 /// Increment of SplitMix64.
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// Mixes a number into one that looks random.
-///
-/// **Source**: Steele, Lea and Flood, 2014, SplitMix64.
-pub(crate) fn mix(value: u64) -> u64 {
-    let z = value.wrapping_add(STEP);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
 
 /// Numbers of one stream.
 pub(crate) struct Random {
@@ -60,19 +52,8 @@ impl Dropout {
         Dropout { rate, key: mix(mix(mix(seed) ^ step) ^ micro_batch) }
     }
 
-    /// Zeros dropped elements and scales the others; `module` tells the masks of modules apart.
-    pub(crate) fn apply(&self, module: u64, values: &mut [f32]) {
-        /// Elements that share one mixed number, 16 bits each.
-        const LANES: usize = 4;
-        let limit = (f64::from(self.rate) * 65536.0).round() as u64;
-        let keep = 65536.0 / (65536 - limit.min(65535)) as f32;
-        let key = mix(self.key ^ module);
-        for (place, values) in values.chunks_mut(LANES).enumerate() {
-            let mut bits = mix(key ^ place as u64);
-            for value in values {
-                *value = if bits & 0xFFFF < limit { 0.0 } else { *value * keep };
-                bits >>= 16;
-            }
-        }
+    /// The mask of one module; `module` tells modules apart.
+    pub(crate) fn mask(&self, module: u64) -> Mask {
+        Mask { rate: self.rate, key: mix(self.key ^ module) }
     }
 }

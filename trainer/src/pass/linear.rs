@@ -57,7 +57,7 @@ impl<'a> Module<'a> {
         let a = View::new(&lora.values[factors.a.clone()], r, inputs);
         let b = View::new(&lora.values[factors.b.clone()], w.outputs(), r);
         let view = match dropout {
-            Some(dropout) => View::new(drop_rows(dropout, factors, x, dropped), rows, inputs),
+            Some(dropout) => View::new(self.drop_rows(dropout, factors, x, dropped), rows, inputs),
             None => view,
         };
         let low = size(low, rows * r);
@@ -85,7 +85,7 @@ impl<'a> Module<'a> {
             self.kernels.product(&floats(d_out, b, false), d_low);
             d_low.iter_mut().for_each(|d| *d *= lora.scale());
             let x = match dropout {
-                Some(dropout) => drop_rows(dropout, factors, inputs.x, buffers.dropped),
+                Some(dropout) => self.drop_rows(dropout, factors, inputs.x, buffers.dropped),
                 None => inputs.x,
             };
             let d_low_view = View::new(d_low, rows, r).transposed();
@@ -98,6 +98,13 @@ impl<'a> Module<'a> {
         if let Some((lora, dropout, factors, d_low)) = d_low {
             self.through_factors((lora, dropout, factors), View::new(d_low, rows, lora.rank()), d_x, buffers.dropped);
         }
+    }
+
+    /// What the factors see of the input.
+    fn drop_rows<'b>(&self, dropout: Dropout, factors: &Factors, x: &[f32], buffer: &'b mut Vec<f32>) -> &'b [f32] {
+        let dropped = size(buffer, x.len());
+        self.kernels.dropout(&dropout.mask(module(factors)), x, false, dropped);
+        dropped
     }
 
     /// Adds the gradient of the input that goes through the factors.
@@ -114,8 +121,7 @@ impl<'a> Module<'a> {
             Some(dropout) => {
                 let through = size(buffer, d_x.len());
                 self.kernels.product(&floats(d_low, a, false), through);
-                dropout.apply(module(factors), through);
-                self.kernels.add(d_x, through);
+                self.kernels.dropout(&dropout.mask(module(factors)), through, true, d_x);
             }
         }
     }
@@ -128,11 +134,4 @@ fn floats<'a>(left: View<'a>, right: View<'a>, accumulate: bool) -> Product<'a> 
 /// Tells the masks of modules apart.
 fn module(factors: &Factors) -> u64 {
     (factors.layer * Target::ALL.len() + factors.target.index()) as u64
-}
-
-fn drop_rows<'b>(dropout: Dropout, factors: &Factors, x: &[f32], buffer: &'b mut Vec<f32>) -> &'b [f32] {
-    buffer.clear();
-    buffer.extend_from_slice(x);
-    dropout.apply(module(factors), buffer);
-    buffer
 }

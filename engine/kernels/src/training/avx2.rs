@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::dropout::{self, Masked};
 use super::scalar;
 use super::table::{PANEL_COLS, TILE_ROWS, Tile};
 use crate::elementwise::avx2::{add_lanes, exp};
@@ -21,6 +22,15 @@ const ROWS: usize = TILE_ROWS / 2;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn tile(tile: &Tile<'_>, place: Place) {
     tile.check();
+    if let Some(second) = tile.second {
+        let columns =
+            |panel, at| (Tile { panel, second: None, ..*tile }, Place { start: place.start.wrapping_add(at), ..place });
+        for (tile, place) in [columns(tile.panel, 0), columns(second, PANEL_COLS)] {
+            // SAFETY: the caller's promise, of the columns of one panel.
+            unsafe { self::tile(&tile, place) };
+        }
+        return;
+    }
     // SAFETY: as `half_tile`.
     unsafe {
         if tile.num_rows <= ROWS {
@@ -264,6 +274,12 @@ pub(super) fn swiglu_backward(gate: &mut [f32], up: &mut [f32], d_out: &[f32]) {
         store(_mm256_mul_ps(_mm256_mul_ps(d_s, u), slope), gate);
     }
     scalar::swiglu_backward(&mut gate[whole..], &mut up[whole..], &d_out[whole..]);
+}
+
+/// As `dropout::scalar`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dropout(masked: &Masked<'_>, out: &mut [f32]) {
+    dropout::scalar(masked, out);
 }
 
 /// As `scalar::rms_norm_backward`.

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::dropout::{self, FACTORS, Masked, STEP};
 use super::table::{PANEL_COLS, TILE_ROWS, Tile};
 use crate::elementwise::avx512::exp;
 use crate::shared::Place;
@@ -10,32 +11,47 @@ const LANES: usize = 16;
 /// Steps along the depth between two jumps.
 const UNROLL: usize = 4;
 
-/// Twelve sums keep both units busy; the left factor is broadcast from memory. The bits are those of AVX2.
+/// Two panels together: 24 sums, and a broadcast value serves two of them, so that loads do not hold up the multiplications. The
+/// bits are those of AVX2.
 ///
 /// # Safety
 /// As `scalar::tile`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 pub(super) unsafe fn tile(tile: &Tile<'_>, place: Place) {
     tile.check();
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tile.second {
+            Some(second) => panels(tile, [tile.panel, second], place),
+            None => panels(tile, [tile.panel], place),
+        }
+    }
+}
+
+/// # Safety
+/// `Tile::check` has passed; the panels are those of the tile, whose place it is.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+unsafe fn panels<const P: usize>(tile: &Tile<'_>, panels: [&[f32]; P], place: Place) {
     // SAFETY: `check` asserted that every element of the tile lies in its slice; the place is the caller's promise. Rows that
     // are interleaved get their own code, in which all distances are constants.
     unsafe {
         match (tile.num_rows, tile.row_stride, tile.col_stride) {
-            (12, 1, TILE_ROWS) => rows::<12, true>(tile, place),
-            (11, 1, TILE_ROWS) => rows::<11, true>(tile, place),
-            (10, 1, TILE_ROWS) => rows::<10, true>(tile, place),
-            (1, ..) => rows::<1, false>(tile, place),
-            (2, ..) => rows::<2, false>(tile, place),
-            (3, ..) => rows::<3, false>(tile, place),
-            (4, ..) => rows::<4, false>(tile, place),
-            (5, ..) => rows::<5, false>(tile, place),
-            (6, ..) => rows::<6, false>(tile, place),
-            (7, ..) => rows::<7, false>(tile, place),
-            (8, ..) => rows::<8, false>(tile, place),
-            (9, ..) => rows::<9, false>(tile, place),
-            (10, ..) => rows::<10, false>(tile, place),
-            (11, ..) => rows::<11, false>(tile, place),
-            _ => rows::<TILE_ROWS, false>(tile, place),
+            (12, 1, TILE_ROWS) => rows::<12, P, true>(tile, panels, place),
+            (11, 1, TILE_ROWS) => rows::<11, P, true>(tile, panels, place),
+            (10, 1, TILE_ROWS) => rows::<10, P, true>(tile, panels, place),
+            (1, ..) => rows::<1, P, false>(tile, panels, place),
+            (2, ..) => rows::<2, P, false>(tile, panels, place),
+            (3, ..) => rows::<3, P, false>(tile, panels, place),
+            (4, ..) => rows::<4, P, false>(tile, panels, place),
+            (5, ..) => rows::<5, P, false>(tile, panels, place),
+            (6, ..) => rows::<6, P, false>(tile, panels, place),
+            (7, ..) => rows::<7, P, false>(tile, panels, place),
+            (8, ..) => rows::<8, P, false>(tile, panels, place),
+            (9, ..) => rows::<9, P, false>(tile, panels, place),
+            (10, ..) => rows::<10, P, false>(tile, panels, place),
+            (11, ..) => rows::<11, P, false>(tile, panels, place),
+            _ => rows::<TILE_ROWS, P, false>(tile, panels, place),
         }
     }
 }
@@ -44,50 +60,62 @@ pub(super) unsafe fn tile(tile: &Tile<'_>, place: Place) {
 /// `Tile::check` has passed, the tile has at least `N` rows, interleaved if `INTERLEAVED`, and so has the place.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[inline]
-unsafe fn rows<const N: usize, const INTERLEAVED: bool>(tile: &Tile<'_>, place: Place) {
-    let mut sums = [_mm512_setzero_ps(); N];
+unsafe fn rows<const N: usize, const P: usize, const INTERLEAVED: bool>(
+    tile: &Tile<'_>,
+    panels: [&[f32]; P],
+    place: Place,
+) {
+    let mut sums = [[_mm512_setzero_ps(); P]; N];
     let (row_stride, col_stride) = if INTERLEAVED { (1, TILE_ROWS) } else { (tile.row_stride, tile.col_stride) };
-    let (mut panel, mut left) = (tile.panel.as_ptr(), tile.left.as_ptr());
+    let (mut panels, mut left) = (panels.map(<[f32]>::as_ptr), tile.left.as_ptr());
     for _ in 0..tile.depth / UNROLL {
         for k in 0..UNROLL {
-            // SAFETY: `check` asserted `depth` rows of the panel, and the left element `(N - 1, depth - 1)`.
-            unsafe {
-                term(left.wrapping_add(k * col_stride), row_stride, panel.wrapping_add(k * PANEL_COLS), &mut sums)
-            };
+            let panels = panels.map(|panel| panel.wrapping_add(k * PANEL_COLS));
+            // SAFETY: `check` asserted `depth` rows of the panels, and the left element `(N - 1, depth - 1)`.
+            unsafe { term(left.wrapping_add(k * col_stride), row_stride, panels, &mut sums) };
         }
-        panel = panel.wrapping_add(UNROLL * PANEL_COLS);
+        panels = panels.map(|panel| panel.wrapping_add(UNROLL * PANEL_COLS));
         left = left.wrapping_add(UNROLL * col_stride);
     }
     for _ in 0..tile.depth % UNROLL {
         // SAFETY: as above.
-        unsafe { term(left, row_stride, panel, &mut sums) };
-        panel = panel.wrapping_add(PANEL_COLS);
+        unsafe { term(left, row_stride, panels, &mut sums) };
+        panels = panels.map(|panel| panel.wrapping_add(PANEL_COLS));
         left = left.wrapping_add(col_stride);
     }
-    for (i, sum) in sums.into_iter().enumerate() {
-        // SAFETY: the place has `N` rows of a vector.
-        unsafe {
-            let out = place.start.add(i * place.stride);
-            let sum = if place.add { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum };
-            _mm512_storeu_ps(out, sum);
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (panel, sum) in sums.into_iter().enumerate() {
+            // SAFETY: the place has `N` rows of `P` vectors.
+            unsafe {
+                let out = place.start.add(i * place.stride + panel * PANEL_COLS);
+                let sum = if place.add { _mm512_add_ps(_mm512_loadu_ps(out), sum) } else { sum };
+                _mm512_storeu_ps(out, sum);
+            }
         }
     }
 }
 
-/// Adds one column of the left factor times one line of the panel.
+/// Adds one column of the left factor times one line of each panel.
 ///
 /// # Safety
-/// `N` floats from `left` on, `row_stride` apart, and [`PANEL_COLS`] from `panel` on can be read.
+/// `N` floats from `left` on, `row_stride` apart, and [`PANEL_COLS`] from each of `panels` on can be read.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[inline]
-unsafe fn term<const N: usize>(left: *const f32, row_stride: usize, panel: *const f32, sums: &mut [__m512; N]) {
+unsafe fn term<const N: usize, const P: usize>(
+    left: *const f32,
+    row_stride: usize,
+    panels: [*const f32; P],
+    sums: &mut [[__m512; P]; N],
+) {
     const { assert!(PANEL_COLS == LANES, "a line of a panel is a vector") };
     // SAFETY: the caller's promise.
-    let right = unsafe { _mm512_loadu_ps(panel) };
-    for (i, sum) in sums.iter_mut().enumerate() {
+    let right = panels.map(|panel| unsafe { _mm512_loadu_ps(panel) });
+    for (i, sums) in sums.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
         let value = _mm512_set1_ps(unsafe { *left.add(i * row_stride) });
-        *sum = _mm512_fmadd_ps(value, right, *sum);
+        for (sum, right) in sums.iter_mut().zip(right) {
+            *sum = _mm512_fmadd_ps(value, right, *sum);
+        }
     }
 }
 
@@ -143,6 +171,42 @@ pub(super) fn swiglu_backward(gate: &mut [f32], up: &mut [f32], d_out: &[f32]) {
         store(_mm512_mul_ps(_mm512_mul_ps(d_s, u), slope), gate);
     }
     super::scalar::swiglu_backward(&mut gate[whole..], &mut up[whole..], &d_out[whole..]);
+}
+
+/// As `dropout::scalar`: one mask of 32 bits for eight mixed numbers.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(super) fn dropout(masked: &Masked<'_>, out: &mut [f32]) {
+    const TWO: usize = 2 * LANES;
+    let Masked { mask, first, x, add } = *masked;
+    let limits = _mm512_set1_epi16(mask.limit().cast_signed());
+    let (key, keep) = (_mm512_set1_epi64(mask.key.cast_signed()), _mm512_set1_ps(mask.keep()));
+    let whole = x.len().min(out.len()) / TWO * TWO;
+    let chunks = x[..whole].as_chunks::<LANES>().0.as_chunks::<2>().0;
+    let mut places = _mm512_add_epi64(
+        _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0),
+        _mm512_set1_epi64((first / dropout::LANES).cast_signed() as i64),
+    );
+    for (x, out) in chunks.iter().zip(out[..whole].as_chunks_mut::<LANES>().0.as_chunks_mut::<2>().0) {
+        let kept = _mm512_cmpge_epu16_mask(mix(_mm512_xor_si512(key, places)), limits);
+        places = _mm512_add_epi64(places, _mm512_set1_epi64((TWO / dropout::LANES) as i64));
+        for (half, (x, out)) in x.iter().zip(out).enumerate() {
+            let value = _mm512_maskz_mul_ps((kept >> (half * LANES)) as u16, load(x), keep);
+            store(if add { _mm512_add_ps(load(out), value) } else { value }, out);
+        }
+    }
+    let rest = Masked { mask, first: first + whole, x: &x[whole..], add };
+    dropout::scalar(&rest, &mut out[whole..]);
+}
+
+/// As `dropout::mix`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+#[inline]
+fn mix(value: __m512i) -> __m512i {
+    let factor = |index: usize| _mm512_set1_epi64(FACTORS[index].cast_signed());
+    let z = _mm512_add_epi64(value, _mm512_set1_epi64(STEP.cast_signed()));
+    let z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64::<30>(z)), factor(0));
+    let z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64::<27>(z)), factor(1));
+    _mm512_xor_si512(z, _mm512_srli_epi64::<31>(z))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]

@@ -1,8 +1,9 @@
 //! The entry points of training on [`Kernels`]: assert lengths, split the work over the pool.
 
 use super::attention::Attended;
+use super::dropout::Masked;
 use super::table::TrainingTable;
-use super::{CausalAttention, Product};
+use super::{CausalAttention, Mask, Product};
 use crate::shared::SharedMut;
 use crate::table::Table;
 use crate::{Kernels, reduce};
@@ -103,6 +104,21 @@ impl Kernels {
             let range = task * TASK_ELEMENTS..total.min((task + 1) * TASK_ELEMENTS);
             // SAFETY: as in `swiglu_into`.
             unsafe { (table.swiglu_backward)(gate.part(range.clone()), up.part(range.clone()), &d_out[range]) };
+        });
+    }
+
+    /// `out = dropout(x)`, or adds it.
+    ///
+    /// **Panics** if the lengths differ.
+    pub fn dropout(&self, mask: &Mask, x: &[f32], add: bool, out: &mut [f32]) {
+        assert_eq!(x.len(), out.len(), "input and output of a dropout");
+        let (table, total) = (self.training(), x.len());
+        let out = SharedMut::new(out);
+        self.pool().run(total.div_ceil(TASK_ELEMENTS), |task| {
+            let range = task * TASK_ELEMENTS..total.min((task + 1) * TASK_ELEMENTS);
+            let masked = Masked { mask, first: range.start, x: &x[range.clone()], add };
+            // SAFETY: as in `swiglu_into`.
+            unsafe { (table.dropout)(&masked, out.part(range)) };
         });
     }
 

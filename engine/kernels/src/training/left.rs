@@ -61,9 +61,9 @@ impl<'a> Left<'a> {
         self.heights.num_tiles
     }
 
-    /// The first row of a tile, and the tile beside a panel.
+    /// The first row of a tile, and the tile beside one panel or two.
     #[inline(always)]
-    pub(super) fn tile(&self, index: usize, panel: &'a [f32]) -> (usize, Tile<'a>) {
+    pub(super) fn tile(&self, index: usize, (panel, second): (&'a [f32], Option<&'a [f32]>)) -> (usize, Tile<'a>) {
         let rows = self.heights.rows(index);
         let at = self.tile_stride.map_or(rows.start * self.row_stride, |stride| index * stride);
         let tile = Tile {
@@ -72,6 +72,7 @@ impl<'a> Left<'a> {
             col_stride: self.col_stride,
             num_rows: rows.len(),
             panel,
+            second,
             depth: self.depth,
         };
         (rows.start, tile)

@@ -11,6 +11,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod dropout;
 mod entry;
 mod left;
 mod pack;
@@ -22,6 +23,7 @@ mod tests;
 mod view;
 
 pub use attention::{Attended, CausalAttention, Segment, Tree};
+pub use dropout::{Mask, mix};
 pub use entry::RowLosses;
 pub use product::{Product, Right};
 pub use view::View;

@@ -10,13 +10,14 @@ use std::ops::Range;
 use super::ahead::Ahead;
 use super::left::{Interleaved, Left};
 use super::pack::Panels;
-use super::table::{PANEL_COLS, TILE_ROWS, Tile, TrainingTable};
+use super::table::{PANEL_COLS, TILE_COLS, TILE_ROWS, Tile, TrainingTable};
 use super::view::View;
 use crate::shared::{Place, SharedMut};
 use crate::table::Table;
 use crate::{Matrix, Pool};
 
-/// Most terms that are added up in registers: a panel of them (16 KiB) and a tile (12 KiB) stay in a first-level cache of 32 KiB.
+/// Most terms that are added up in registers: two panels of them (32 KiB) and a tile (12 KiB) stay in a first-level cache of 48 KiB,
+/// one panel and a tile in one of 32 KiB.
 const DEPTH: usize = 256;
 /// Terms that are added up in registers where blocks of weights are longer than [`BLOCK`].
 const LONG_DEPTH: usize = 256;
@@ -241,20 +242,22 @@ pub(super) unsafe fn multiply(
     out: &Out<'_>,
     ahead: &mut Ahead<'_>,
 ) {
-    let lines = ahead.num_lines().div_ceil((tiles.len() * cols.div_ceil(PANEL_COLS)).max(1));
+    let lines = ahead.num_lines().div_ceil((tiles.len() * cols.div_ceil(TILE_COLS)).max(1));
     for first in tiles.clone().step_by(TILES) {
         let tiles = first..tiles.end.min(first + TILES);
-        for (index, col) in (0..cols).step_by(PANEL_COLS).enumerate() {
+        for col in (0..cols).step_by(TILE_COLS) {
+            let num_cols = TILE_COLS.min(cols - col);
+            let index = col / PANEL_COLS;
+            let pair = (panels.panel(index), (num_cols > PANEL_COLS).then(|| panels.panel(index + 1)));
             for tile in tiles.clone() {
-                let (row, tile) = left.tile(tile, panels.panel(index));
-                let num_cols = PANEL_COLS.min(cols - col);
+                let (row, tile) = left.tile(tile, pair);
                 let at = out.start + row * out.stride + col;
                 let end = at + (tile.num_rows - 1) * out.stride + num_cols;
                 let place = Place { start: out.floats.pointer(at..end), stride: out.stride, add: out.add };
                 // SAFETY: `Kernels` chose the table among those that this processor can run. `pointer` asserted that the rows
                 // lie in the slice, and the caller promises that they are used here alone.
                 unsafe {
-                    if num_cols == PANEL_COLS {
+                    if num_cols.is_multiple_of(PANEL_COLS) {
                         (table.tile)(&tile, place);
                     } else {
                         narrow_tile(table, &tile, place, num_cols);
@@ -271,11 +274,11 @@ pub(super) unsafe fn multiply(
 /// # Safety
 /// As `TrainingTable::tile`, with rows of `num_cols`.
 unsafe fn narrow_tile(table: &TrainingTable, tile: &Tile<'_>, place: Place, num_cols: usize) {
-    let mut sums = [0.0; TILE_ROWS * PANEL_COLS];
+    let mut sums = [0.0; TILE_ROWS * TILE_COLS];
     // SAFETY: the sums have `TILE_ROWS` rows of `PANEL_COLS`; the rest is the caller's promise.
     unsafe {
-        (table.tile)(tile, Place { start: sums.as_mut_ptr(), stride: PANEL_COLS, add: false });
-        for (i, sums) in sums.as_chunks::<PANEL_COLS>().0.iter().take(tile.num_rows).enumerate() {
+        (table.tile)(tile, Place { start: sums.as_mut_ptr(), stride: TILE_COLS, add: false });
+        for (i, sums) in sums.as_chunks::<TILE_COLS>().0.iter().take(tile.num_rows).enumerate() {
             let out = std::slice::from_raw_parts_mut(place.start.add(i * place.stride), num_cols);
             for (out, sum) in out.iter_mut().zip(sums) {
                 *out = if place.add { *out + sum } else { *sum };

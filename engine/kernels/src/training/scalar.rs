@@ -12,9 +12,20 @@ const LANES: usize = 16;
 /// All rows of the place can be written, and nobody else does.
 pub(super) unsafe fn tile(tile: &Tile<'_>, place: Place) {
     tile.check();
+    for (index, panel) in [Some(tile.panel), tile.second].into_iter().flatten().enumerate() {
+        // SAFETY: the caller's promise, of the columns of this panel.
+        unsafe { panel_tile(tile, panel, Place { start: place.start.wrapping_add(index * PANEL_COLS), ..place }) };
+    }
+}
+
+/// The columns of one panel.
+///
+/// # Safety
+/// As [`tile`].
+unsafe fn panel_tile(tile: &Tile<'_>, panel: &[f32], place: Place) {
     for i in 0..tile.num_rows {
         let mut sums = [0.0; PANEL_COLS];
-        for (k, panel) in tile.panel.as_chunks::<PANEL_COLS>().0.iter().take(tile.depth).enumerate() {
+        for (k, panel) in panel.as_chunks::<PANEL_COLS>().0.iter().take(tile.depth).enumerate() {
             let left = tile.left[i * tile.row_stride + k * tile.col_stride];
             for (sum, right) in sums.iter_mut().zip(panel) {
                 *sum += left * right;

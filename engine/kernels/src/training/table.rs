@@ -1,17 +1,21 @@
 //! The functions of one instruction set for training, as `crate::table` for serving.
 
+use super::dropout::{self, Masked};
 use super::scalar;
 use crate::Isa;
 use crate::shared::Place;
 
 /// Rows of the left factor that are multiplied together.
 pub(super) const TILE_ROWS: usize = 12;
-/// Columns of the right factor that are multiplied together: the width of a packed panel.
+/// Columns of the right factor that are packed together: the width of a panel.
 pub(super) const PANEL_COLS: usize = 16;
 
 type RmsNormBackward = unsafe fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
 
-/// Up to [`TILE_ROWS`] rows of the left factor and a panel of the right one.
+/// Columns of a tile: a panel, or two beside each other.
+pub(super) const TILE_COLS: usize = 2 * PANEL_COLS;
+
+/// Up to [`TILE_ROWS`] rows of the left factor and one panel of the right one, or two.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
     /// The left factor; element `(i, k)` is at `i * row_stride + k * col_stride`.
@@ -22,6 +26,8 @@ pub(super) struct Tile<'a> {
     pub(super) num_rows: usize,
     /// `(depth, PANEL_COLS)`.
     pub(super) panel: &'a [f32],
+    /// The panel beside it, of the same shape.
+    pub(super) second: Option<&'a [f32]>,
     pub(super) depth: usize,
 }
 
@@ -30,7 +36,9 @@ impl Tile<'_> {
     #[inline(always)]
     pub(super) fn check(&self) {
         assert!((1..=TILE_ROWS).contains(&self.num_rows), "a tile of {} rows", self.num_rows);
-        assert!(self.panel.len() >= self.depth * PANEL_COLS, "a panel is shorter than its depth");
+        let panels = [Some(self.panel), self.second];
+        let fits = |panel: &[f32]| panel.len() >= self.depth * PANEL_COLS;
+        assert!(panels.into_iter().flatten().all(fits), "a panel is shorter than its depth");
         if let Some(last) = self.depth.checked_sub(1) {
             let end = (self.num_rows - 1) * self.row_stride + last * self.col_stride;
             assert!(end < self.left.len(), "the left factor of a tile is too short");
@@ -41,7 +49,7 @@ impl Tile<'_> {
 /// One function per kernel. Every function is unsafe to call for one reason: the processor must have the instruction set.
 /// `tile` has a second one: all rows of its place can be written, and nobody else does.
 pub(super) struct TrainingTable {
-    /// Puts the sums of a tile into their place, rows of [`PANEL_COLS`] floats: each is added up along the depth, in order.
+    /// Puts the sums of a tile into their place, rows of [`PANEL_COLS`] floats for each panel: each is added up along the depth, in order.
     pub(super) tile: unsafe fn(&Tile<'_>, Place),
     /// Interleaves up to [`TILE_ROWS`] rows of `len` floats (`stride` apart) as `(len, TILE_ROWS)`: `(rows, stride, num_rows, out)`.
     pub(super) interleave: unsafe fn(&[f32], usize, usize, &mut [f32]),
@@ -59,6 +67,8 @@ pub(super) struct TrainingTable {
     pub(super) swiglu: unsafe fn(&[f32], &[f32], &mut [f32]),
     /// From `d_out` to `d_gate` (over `gate`) and `d_up` (over `up`).
     pub(super) swiglu_backward: unsafe fn(&mut [f32], &mut [f32], &[f32]),
+    /// Writes or adds elements that go through a dropout.
+    pub(super) dropout: unsafe fn(&Masked<'_>, &mut [f32]),
     /// Adds the gradient of one row's norm: `(x, weight, d_out, eps, d_x)`.
     pub(super) rms_norm_backward: RmsNormBackward,
 }
@@ -88,6 +98,7 @@ static SCALAR: TrainingTable = TrainingTable {
     softmax_backward: scalar::softmax_backward,
     swiglu: scalar::swiglu,
     swiglu_backward: scalar::swiglu_backward,
+    dropout: dropout::scalar,
     rms_norm_backward: scalar::rms_norm_backward,
 };
 
@@ -102,6 +113,7 @@ static AVX2: TrainingTable = TrainingTable {
     softmax_backward: super::avx2::softmax_backward,
     swiglu: super::avx2::swiglu,
     swiglu_backward: super::avx2::swiglu_backward,
+    dropout: super::avx2::dropout,
     rms_norm_backward: super::avx2::rms_norm_backward,
 };
 
@@ -111,5 +123,6 @@ static AVX512: TrainingTable = TrainingTable {
     exp_sum: super::avx512::exp_sum,
     swiglu: super::avx512::swiglu,
     swiglu_backward: super::avx512::swiglu_backward,
+    dropout: super::avx512::dropout,
     ..AVX2
 };

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::{Attended, CausalAttention, Product, Right, RowLosses, Segment, Tree, View};
+use super::{Attended, CausalAttention, Mask, Product, Right, RowLosses, Segment, Tree, View, mix};
 use crate::samples::{Random, available_isas, bits};
 use crate::{DType, Kernels, Matrix};
 
@@ -237,6 +237,29 @@ fn slopes(x: &[f32], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         loss(&x)
     };
     (0..x.len()).map(|at| (moved(at, STEP) - moved(at, -STEP)) / (2.0 * STEP)).collect()
+}
+
+#[test]
+fn a_dropout_has_the_same_bits_on_every_instruction_set() {
+    let mut random = Random(17);
+    // Longer than two tasks, and no whole number of vectors.
+    let len = (1 << 14) + 45;
+    let (x, before) = (random.floats(len), random.floats(len));
+    let mask = Mask { rate: 0.3, key: 5 };
+    let dropped = |at: usize| (mix(mask.key ^ (at / 4) as u64) >> (at % 4 * 16)) & 0xFFFF < 19_661;
+    for isa in available_isas() {
+        let kernels = Kernels::with_isa(isa, 2).unwrap();
+        let (mut written, mut added) = (vec![f32::NAN; len], before.clone());
+        kernels.dropout(&mask, &x, false, &mut written);
+        kernels.dropout(&mask, &x, true, &mut added);
+        for at in 0..len {
+            let expected = if dropped(at) { 0.0 } else { x[at] * (65536.0 / 45875.0) };
+            assert_eq!(written[at].to_bits(), expected.to_bits(), "{isa} at {at}");
+            assert_eq!(added[at], before[at] + expected, "{isa} at {at}");
+        }
+    }
+    let share = (0..len).filter(|&at| dropped(at)).count() as f64 / len as f64;
+    assert!((share - 0.3).abs() < 0.02, "{share}");
 }
 
 #[test]
