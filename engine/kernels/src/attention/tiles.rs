@@ -9,12 +9,12 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::avx512::softmax;
 use super::avx512_block::load;
 use super::blocked::Chunk;
 use super::kv::{FLOATS, Float};
 use super::{CHUNK, HALF, Job, Scores, Softmax};
 use crate::bf16::{interleaved, rounded};
+use crate::elementwise::avx512::exp;
 use crate::tiles::{self, LINE, ROWS, Shape};
 
 /// Most vectors of a block: their sums, scores and weights (42 KiB for a head of 64) stay in a second-level cache.
@@ -260,32 +260,47 @@ impl Room {
         }
     }
 
-    /// Turns scores into rounded weights, and corrects the sums so far.
+    /// Turns scores into rounded weights, and corrects the sums so far: sixteen vectors at a time, whose corrections are one vector.
     ///
     /// # Safety
     /// The processor has AVX512-BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")]
     unsafe fn weigh(&mut self, scale: f32) {
         let head_dim = self.head_dim();
-        for (vector, &(start, end)) in self.lanes.iter().enumerate() {
-            let scores = &mut self.scores[vector];
-            let weights = &mut self.weights[vector / ROWS * SQUARE + vector % ROWS * LANES..][..LANES];
-            if start >= end {
-                weights.fill(0);
-                continue;
+        let vectors =
+            self.lanes.chunks(ROWS).zip(self.scores.as_chunks_mut::<ROWS>().0).zip(self.softmax.chunks_mut(ROWS));
+        let blocks =
+            vectors.zip(self.weights.as_chunks_mut::<SQUARE>().0).zip(self.sums.chunks_exact_mut(ROWS * head_dim));
+        for ((((lanes, scores), softmax), weights), sums) in blocks {
+            let (mut before, mut after) = ([0.0; ROWS], [0.0; ROWS]);
+            for (i, &(start, end)) in lanes.iter().enumerate().filter(|(_, (start, end))| start < end) {
+                let scores = &mut scores[i];
+                if (start, end) != (0, CHUNK) {
+                    scores[..start].fill(f32::NEG_INFINITY);
+                    scores[end..].fill(f32::NEG_INFINITY);
+                }
+                let [low, high] = scaled(scores, scale);
+                before[i] = softmax[i].max;
+                after[i] = softmax[i].max.max(_mm512_reduce_max_ps(_mm512_max_ps(low, high)));
             }
-            if (start, end) != (0, CHUNK) {
-                scores[..start].fill(f32::NEG_INFINITY);
-                scores[end..].fill(f32::NEG_INFINITY);
-            }
-            let correction = softmax(scores, scale, &mut self.softmax[vector]);
-            // SAFETY: scores are two vectors of floats, and sixteen pairs are one.
-            unsafe {
-                let (low, high) = (_mm512_loadu_ps(scores.as_ptr()), _mm512_loadu_ps(scores.as_ptr().add(LANES)));
-                _mm512_storeu_si512(weights.as_mut_ptr().cast(), rounded(low, high));
-            }
-            if correction != 1.0 {
-                self.sums[vector * head_dim..(vector + 1) * head_dim].iter_mut().for_each(|sum| *sum *= correction);
+            let corrections = exp(_mm512_sub_ps(from_array(&before), from_array(&after)));
+            let corrections = to_array(corrections);
+            for (i, &(start, end)) in lanes.iter().enumerate() {
+                let weights = &mut weights[i * LANES..(i + 1) * LANES];
+                if start >= end {
+                    weights.fill(0);
+                    continue;
+                }
+                let max = _mm512_set1_ps(after[i]);
+                let [low, high] = scaled(&scores[i], scale).map(|scores| exp(_mm512_sub_ps(scores, max)));
+                let sum = _mm512_reduce_add_ps(_mm512_add_ps(low, high));
+                softmax[i] = Softmax { max: after[i], sum: softmax[i].sum * corrections[i] + sum };
+                // SAFETY: sixteen pairs are a vector.
+                unsafe { _mm512_storeu_si512(weights.as_mut_ptr().cast(), rounded(low, high)) };
+                if corrections[i] != 1.0 {
+                    let sums = &mut sums[i * head_dim..(i + 1) * head_dim];
+                    sums.iter_mut().for_each(|sum| *sum *= corrections[i]);
+                }
             }
         }
     }
@@ -318,4 +333,29 @@ impl Room {
             }
         }
     }
+}
+
+/// Scores as the softmax takes them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+fn scaled(scores: &Scores, scale: f32) -> [__m512; 2] {
+    const { assert!(CHUNK == 2 * LANES, "scores are two vectors") };
+    let (halves, _) = scores.as_chunks::<LANES>();
+    [0, 1].map(|half| _mm512_mul_ps(from_array(&halves[half]), _mm512_set1_ps(scale)))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+fn from_array(x: &[f32; LANES]) -> __m512 {
+    // SAFETY: a reference to 16 floats; the load is unaligned.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+fn to_array(x: __m512) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    // SAFETY: 16 floats have room for a vector; the store is unaligned.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) };
+    out
 }

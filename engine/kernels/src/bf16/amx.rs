@@ -1,7 +1,7 @@
 //! Products in bf16 with the tile registers of AMX: four of them hold the sums of 32 rows and 32 outputs.
 
 use std::arch::asm;
-use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
 
 use super::{GROUP, LANES, Part, STEP};
 use crate::shared::Place;
@@ -15,6 +15,7 @@ const PAIRS: usize = STEP / 2;
 pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
     part.check();
     let mut configured = None;
+    let mut ahead = Ahead::of(part);
     for row in (0..part.rows).step_by(2 * ROWS) {
         let rows = (part.rows - row).min(2 * ROWS);
         let heights = (rows.min(ROWS), rows.saturating_sub(ROWS));
@@ -25,12 +26,37 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
         // SAFETY: `check` has passed, the registers are configured for these rows; the rest is the caller's promise.
         unsafe {
             match heights.1 {
-                0 => block::<false>(part, row, place),
-                _ => block::<true>(part, row, place),
+                0 => block::<false>(part, row, place, &mut ahead),
+                _ => block::<true>(part, row, place, &mut ahead),
             }
         }
     }
     tiles::release();
+}
+
+/// Lines that are multiplied next: with each pair of squares as many are asked for as it takes to have asked for all in the end.
+struct Ahead {
+    halves: [*const u32; 2],
+    lines_per_step: usize,
+}
+
+impl Ahead {
+    fn of(part: &Part<'_>) -> Ahead {
+        let num_steps = part.rows.div_ceil(2 * ROWS) * (part.pairs / PAIRS);
+        let num_lines = part.next[0].len().div_ceil(LANES);
+        Ahead { halves: part.next.map(<[u32]>::as_ptr), lines_per_step: num_lines.div_ceil(num_steps.max(1)) }
+    }
+
+    #[inline(always)]
+    fn ask(&mut self) {
+        for _ in 0..self.lines_per_step {
+            for half in &mut self.halves {
+                // SAFETY: SSE is in the baseline of x86-64, and a prefetch of any address reads nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(half.cast()) };
+                *half = half.wrapping_add(LANES);
+            }
+        }
+    }
 }
 
 /// Registers 0 to 3 for the sums: the upper rows with both halves of the outputs, then the lower rows; 4 and 5 for the upper and
@@ -46,7 +72,7 @@ fn configure((upper, lower): (usize, usize)) {
 /// # Safety
 /// `Part::check` has passed, [`configure`] was called for the rows from `row` on, and the place has them.
 #[inline]
-unsafe fn block<const LOWER: bool>(part: &Part<'_>, row: usize, place: Place) {
+unsafe fn block<const LOWER: bool>(part: &Part<'_>, row: usize, place: Place, ahead: &mut Ahead) {
     let out = place.start.wrapping_add(row * place.stride);
     let lower_out = out.wrapping_add(ROWS * place.stride);
     let out_stride = place.stride * size_of::<f32>();
@@ -74,13 +100,7 @@ unsafe fn block<const LOWER: bool>(part: &Part<'_>, row: usize, place: Place) {
         }
         for pair in (0..part.pairs).step_by(PAIRS) {
             let lines = part.lines.map(|lines| lines.as_ptr().wrapping_add(pair * LANES));
-            for line in 0..ROWS {
-                let at = (pair + 2 * PAIRS) * ROWS + line * PAIRS;
-                _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(at).cast());
-                if LOWER {
-                    _mm_prefetch::<_MM_HINT_T0>(lower_x.wrapping_add(at).cast());
-                }
-            }
+            ahead.ask();
             asm!(
                 "tileloadd tmm6, [{first} + {line}]",
                 "tileloadd tmm4, [{x} + {line}]",

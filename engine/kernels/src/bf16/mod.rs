@@ -152,6 +152,8 @@ pub(crate) struct Part<'a> {
     pub(crate) lines: [&'a [u32]; 2],
     /// Pairs of a row, a multiple of 16.
     pub(crate) pairs: usize,
+    /// The lines that the caller most likely multiplies next, for the caches; may be empty, but of the same length.
+    pub(crate) next: [&'a [u32]; 2],
 }
 
 impl Part<'_> {

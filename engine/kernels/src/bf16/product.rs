@@ -64,6 +64,26 @@ struct Product<'a> {
     out: SharedMut<'a>,
 }
 
+/// A group and some of its pairs.
+type GroupPart = (usize, Range<usize>);
+
+struct Task {
+    rows: Range<usize>,
+    groups: Range<usize>,
+    /// Pairs of a part.
+    step: usize,
+}
+
+impl Task {
+    /// What the task multiplies, in order.
+    fn parts(&self, num_pairs: usize) -> impl Iterator<Item = GroupPart> {
+        let (groups, step) = (self.groups.clone(), self.step);
+        (0..num_pairs)
+            .step_by(step)
+            .flat_map(move |first| groups.clone().map(move |group| (group, first..num_pairs.min(first + step))))
+    }
+}
+
 impl Product<'_> {
     fn run(&self, pool: &Pool, rows: usize) {
         let (num_groups, num_pairs) = (self.w.num_groups(), self.w.num_pairs());
@@ -73,24 +93,32 @@ impl Product<'_> {
         let enough = MIN_TASK.div_ceil(2 * GROUP * num_pairs * rows.min(ROWS));
         let task_groups = balanced.max(enough).min(num_groups);
         let num_chunks = num_groups.div_ceil(task_groups);
-        pool.run(num_blocks * num_chunks, |task| {
-            let (block, chunk) = (task / num_chunks, task % num_chunks);
+        // Equal parts of the depth, whose number depends on the weights alone.
+        let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(super::STEP / 2);
+        let task_of = |index: usize| {
+            let (block, chunk) = (index / num_chunks, index % num_chunks);
             let rows = block * ROWS..rows.min((block + 1) * ROWS);
-            let groups = chunk * task_groups..num_groups.min((chunk + 1) * task_groups);
-            // Equal parts, whose number depends on the weights alone.
-            let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(super::STEP / 2);
-            for first in (0..num_pairs).step_by(step) {
-                let pairs = first..num_pairs.min(first + step);
-                groups.clone().for_each(|group| self.part(rows.clone(), group, pairs.clone()));
+            Task { rows, groups: chunk * task_groups..num_groups.min((chunk + 1) * task_groups), step }
+        };
+        let num_tasks = num_blocks * num_chunks;
+        pool.run(num_tasks, |index| {
+            let task = task_of(index);
+            // Most likely this thread comes to that task next.
+            let next = index + pool.num_threads();
+            let next = (next < num_tasks).then(|| task_of(next)).and_then(|task| task.parts(num_pairs).next());
+            let mut parts = task.parts(num_pairs).peekable();
+            while let Some(part) = parts.next() {
+                self.part(task.rows.clone(), part, parts.peek().cloned().or(next.clone()));
             }
         });
     }
 
-    fn part(&self, rows: Range<usize>, group: usize, pairs: Range<usize>) {
+    fn part(&self, rows: Range<usize>, (group, pairs): GroupPart, next: Option<GroupPart>) {
         let (x, block_len) = self.x.part(rows.clone(), pairs.clone());
         let add = self.accumulate || pairs.start > 0;
         let lines = self.w.lines(group, pairs.clone());
-        let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len() };
+        let next = next.map_or([&[][..]; 2], |(group, pairs)| self.w.lines(group, pairs));
+        let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len(), next };
         let outputs = group * GROUP..self.w.outputs.min((group + 1) * GROUP);
         let stride = self.w.outputs;
         let (first, last) = (rows.start * stride, (rows.end - 1) * stride);

@@ -94,7 +94,8 @@ impl Run<'_> {
             for row in (0..num_rows).step_by(ROWS) {
                 let rows = row..num_rows.min(row + ROWS);
                 let (x, block_len) = self.x.part(rows.clone(), pairs.clone());
-                let part = Part { x, block_len, rows: rows.len(), lines: [&*upper, &*lower], pairs: pairs.len() };
+                let lines = [&*upper, &*lower];
+                let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len(), next: [&[]; 2] };
                 let stride = weight.rows();
                 let (first, last) = (rows.start * stride, (rows.end - 1) * stride);
                 let start = product.out.pointer(first + outputs.start..last + outputs.end);
