@@ -19,7 +19,7 @@ pub use metadata::{Array, Metadata, Value, optional};
 pub(crate) use writer::{ALIGNMENT, Header};
 
 use crate::ModelError;
-use crate::mapping::map_file;
+use crate::mapping::FileMap;
 use crate::tensor::{Tensor, WeightFile};
 use reader::Reader;
 
@@ -35,6 +35,8 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 pub struct Gguf {
     file: PathBuf,
     bytes: Bytes,
+    /// Where the bytes are those of a file.
+    map: Option<FileMap>,
     metadata: Metadata,
     /// Where each key stands in the file with its type and value, in the order of the file.
     pairs: Vec<(String, Range<usize>)>,
@@ -58,7 +60,8 @@ impl Gguf {
     ///
     /// **Errors**: `Io`, `Malformed`, `Truncated`, and `MetadataType` for an alignment that is not a `u32`.
     pub fn open(file: &Path) -> Result<Gguf, ModelError> {
-        Gguf::parse(file, map_file(file)?)
+        let (map, bytes) = FileMap::open(file)?;
+        Ok(Gguf { map, ..Gguf::parse(file, bytes)? })
     }
 
     /// Parses the bytes of a file; `file` only names it in errors.
@@ -101,6 +104,7 @@ impl Gguf {
             file: file.to_path_buf(),
             data_start: bytes.len().min(data_start as usize),
             bytes,
+            map: None,
             metadata,
             pairs: places,
             tensors,
@@ -122,6 +126,11 @@ impl Gguf {
     /// Returns each metadata key with its bytes in the file (key, type and value), in the order of the file.
     pub(crate) fn raw_pairs(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.pairs.iter().map(|(key, place)| (key.as_str(), &self.bytes[place.clone()]))
+    }
+
+    /// Gives back the memory of what was read so far.
+    pub(crate) fn release(&self) {
+        self.map.iter().for_each(FileMap::release);
     }
 
     /// Returns what the digest is taken of.

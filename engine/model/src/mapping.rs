@@ -1,28 +1,53 @@
-//! Maps a file into memory: the one place of this crate that needs `unsafe`.
+//! Maps files into memory: the one place of this crate that needs `unsafe`.
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::Mmap;
 
 use crate::ModelError;
 
-/// Maps a file read-only; slices of the result share the map and keep it alive.
-///
-/// The file must not be changed while it is mapped: a model file is replaced by a rename, never rewritten.
-pub(crate) fn map_file(file: &Path) -> Result<Bytes, ModelError> {
-    let io = |source| ModelError::Io { file: file.to_path_buf(), source };
-    let handle = File::open(file).map_err(io)?;
-    if handle.metadata().map_err(io)?.len() == 0 {
-        return Ok(Bytes::new());
+/// A file in memory, read-only.
+#[derive(Clone, Debug)]
+pub(crate) struct FileMap {
+    map: Arc<Mmap>,
+}
+
+impl FileMap {
+    /// Maps a file and returns its bytes, whose slices share the map and keep it alive; there is no map of an empty file.
+    ///
+    /// The file must not be changed while it is mapped: a model file is replaced by a rename, never rewritten.
+    pub(crate) fn open(file: &Path) -> Result<(Option<FileMap>, Bytes), ModelError> {
+        let io = |source| ModelError::Io { file: file.to_path_buf(), source };
+        let handle = File::open(file).map_err(io)?;
+        if handle.metadata().map_err(io)?.len() == 0 {
+            return Ok((None, Bytes::new()));
+        }
+        let map = FileMap { map: Arc::new(map_handle(&handle).map_err(io)?) };
+        Ok((Some(map.clone()), Bytes::from_owner(map)))
     }
-    Ok(Bytes::from_owner(map_handle(&handle).map_err(io)?))
+
+    /// Gives back the memory of what was read so far. It stays in the cache of the system, from where it comes again when it is read
+    /// again. A hint: where the system does not take it, nothing changes.
+    #[expect(unsafe_code, reason = "advice that may lose changes is unsafe to give")]
+    pub(crate) fn release(&self) {
+        #[cfg(unix)]
+        // SAFETY: the map is private, read-only and of a file, so that its pages have no changes to lose.
+        let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+}
+
+impl AsRef<[u8]> for FileMap {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
+    }
 }
 
 #[expect(unsafe_code, reason = "a memory map is the only way to load a model without copying it")]
 fn map_handle(handle: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is private and read-only; that nobody truncates or rewrites a model file in use is the documented
-    // contract of `map_file`, which no check at run time can establish.
+    // contract of `FileMap::open`, which no check at run time can establish.
     unsafe { Mmap::map(handle) }
 }

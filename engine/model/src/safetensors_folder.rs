@@ -10,7 +10,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 
 use crate::ModelError;
-use crate::mapping::map_file;
+use crate::mapping::FileMap;
 use crate::tensor::{Tensor, WeightFile};
 
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
@@ -32,6 +32,8 @@ pub(crate) struct SafetensorsFolder {
 struct Shard {
     file: PathBuf,
     bytes: Bytes,
+    /// Where the bytes are those of a file.
+    map: Option<FileMap>,
     data_start: usize,
     header: Metadata,
 }
@@ -103,6 +105,11 @@ impl SafetensorsFolder {
         Ok(Tensor { file: shard.file.clone(), dtype, shape: info.shape.clone(), data })
     }
 
+    /// Gives back the memory of what was read so far.
+    pub(crate) fn release(&self) {
+        self.shards.iter().filter_map(|shard| shard.map.as_ref()).for_each(FileMap::release);
+    }
+
     /// Returns what the digest is taken of, in the order of the file names.
     pub(crate) fn weight_files(&self) -> Vec<WeightFile> {
         let mut shards: Vec<&Shard> = self.shards.iter().collect();
@@ -113,13 +120,15 @@ impl SafetensorsFolder {
 
 impl Shard {
     fn open(file: PathBuf) -> Result<Shard, ModelError> {
-        let bytes = map_file(&file)?;
-        Shard::parse(file, bytes)
+        let (map, bytes) = FileMap::open(&file)?;
+        Ok(Shard { map, ..Shard::parse(file, bytes)? })
     }
 
     fn parse(file: PathBuf, bytes: Bytes) -> Result<Shard, ModelError> {
         match SafeTensors::read_metadata(&bytes) {
-            Ok((header_bytes, header)) => Ok(Shard { data_start: LENGTH_BYTES + header_bytes, file, bytes, header }),
+            Ok((header_bytes, header)) => {
+                Ok(Shard { data_start: LENGTH_BYTES + header_bytes, file, bytes, map: None, header })
+            }
             Err(error) => Err(explain(file, &bytes, error)),
         }
     }

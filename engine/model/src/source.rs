@@ -102,6 +102,15 @@ impl ModelSource {
         Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// Gives back the memory of the weights that were read so far, for when they have been packed: what is read again comes from the
+    /// system's cache of files.
+    pub fn release(&self) {
+        match &self.files {
+            ModelFiles::HuggingFace(folder) => folder.release(),
+            ModelFiles::Gguf(gguf) => gguf.release(),
+        }
+    }
+
     pub(crate) fn files(&self) -> &ModelFiles {
         &self.files
     }
