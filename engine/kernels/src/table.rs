@@ -1,8 +1,9 @@
 //! The functions of one instruction set. `Kernels` picks a table once and calls through it.
 
 use crate::matmul::Tile;
-use crate::packed::{Sums, TileJob};
+use crate::packed::{Sums, TILE, TileJob};
 use crate::quantized::Sink;
+use crate::shared::Place;
 use crate::{DType, Isa, RopeStyle, attention, dequantize, elementwise, matmul, packed, quantized};
 
 type Dot4 = unsafe fn(DType, [&[u8]; 4], usize, &[f32]) -> [f32; 4];
@@ -49,6 +50,8 @@ pub(crate) struct Table {
     pub(crate) quantize: unsafe fn(&[f32], usize, &mut Sink<'_>),
     /// Multiplies a packed tile with a group of activations.
     pub(crate) packed_tile: unsafe fn(&TileJob<'_>, &mut Sums),
+    /// Puts whole rows of such sums into their place, or adds them. The second reason: the place has these rows, and nobody else uses them.
+    pub(crate) packed_put: unsafe fn(&[[f32; TILE]], Place),
     /// The most activation rows that `packed_tile` takes.
     pub(crate) packed_rows: usize,
 }
@@ -105,6 +108,7 @@ static SCALAR: Table = Table {
     rms_scale: elementwise::scalar::rms_scale,
     quantize: quantized::scalar::quantize,
     packed_tile: packed::scalar::tile,
+    packed_put: packed::scalar::put,
     packed_rows: packed::scalar::GROUP_ROWS,
 };
 
@@ -127,6 +131,7 @@ static AVX2: Table = Table {
     rms_scale: elementwise::avx2::rms_scale,
     quantize: quantized::avx2::quantize,
     packed_tile: packed::avx2::tile,
+    packed_put: packed::avx2::put,
     packed_rows: packed::avx2::GROUP_ROWS,
 };
 
@@ -149,6 +154,7 @@ static AVX512: Table = Table {
     rms_scale: elementwise::avx512::rms_scale,
     quantize: quantized::avx512::quantize,
     packed_tile: packed::avx512::tile,
+    packed_put: packed::avx512::put,
     packed_rows: packed::avx512::GROUP_ROWS,
 };
 

@@ -3,7 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Format, SUPER, Scales, Sums, TILE, TileJob};
+use super::{Format, SUPER, Scales, Sums, TILE, TileJob, product};
+use crate::shared::Place;
 
 /// Activation rows of a group: their integer sums take eight of sixteen registers, the float sums stay in the first-level cache.
 pub(crate) const GROUP_ROWS: usize = 4;
@@ -30,6 +31,16 @@ pub(crate) fn tile(job: &TileJob<'_>, sums: &mut Sums) {
         Format::Q5K => rows::<{ Format::Q5K as usize }>(job, sums),
         Format::Q6K => rows::<{ Format::Q6K as usize }>(job, sums),
     }
+}
+
+/// As `product::put`, of whole tiles.
+///
+/// # Safety
+/// As `product::put`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn put(sums: &[[f32; TILE]], place: Place) {
+    // SAFETY: the caller's promise.
+    unsafe { product::put::<true>(sums, place, TILE) };
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

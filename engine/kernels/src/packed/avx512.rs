@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Format, SUPER, Scales, Sums, TILE, TileJob};
+use crate::shared::Place;
 
 /// Activation rows of a group: twelve integer and twelve float sums leave eight registers for weights and scales.
 pub(crate) const GROUP_ROWS: usize = 12;
@@ -27,6 +28,22 @@ pub(crate) fn tile(job: &TileJob<'_>, sums: &mut Sums) {
         Format::Q4K => rows::<{ Format::Q4K as usize }>(job, sums),
         Format::Q5K => rows::<{ Format::Q5K as usize }>(job, sums),
         Format::Q6K => rows::<{ Format::Q6K as usize }>(job, sums),
+    }
+}
+
+/// As `product::put`, of whole tiles.
+///
+/// # Safety
+/// As `product::put`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn put(sums: &[[f32; TILE]], place: Place) {
+    for (row, sums) in sums.iter().enumerate() {
+        // SAFETY: the caller's promise; a row of sums is a vector.
+        unsafe {
+            let out = place.start.add(row * place.stride);
+            let sums = _mm512_loadu_ps(sums.as_ptr());
+            _mm512_storeu_ps(out, if place.add { _mm512_add_ps(_mm512_loadu_ps(out), sums) } else { sums });
+        }
     }
 }
 

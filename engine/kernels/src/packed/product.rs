@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{GROUP_MAX, PackedMatrix, Sums, TILE};
 use crate::Pool;
 use crate::quantized::Quantized;
-use crate::shared::SharedMut;
+use crate::shared::{Place, SharedMut};
 use crate::table::Table;
 
 /// Most matrices of one call: query, key and value, or gate and up.
@@ -98,22 +98,37 @@ impl Part<'_> {
         let job = self.weight.tile_job(tile, x.group(group), group == 0);
         // SAFETY: `Kernels` chose the table among those that this processor can run.
         unsafe { (table.packed_tile)(&job, sums) };
-        let rows = tile * TILE..self.weight.rows().min((tile + 1) * TILE);
-        for (row, sums) in x.group_rows(group).zip(sums) {
-            let start = row * self.weight.rows();
-            // SAFETY: outputs are addressed by weight row, and every tile is in one task.
-            let out = unsafe { self.out.part(start + rows.start..start + rows.end) };
-            if let Some(bias) = self.bias {
-                sums.iter_mut().zip(&bias[rows.clone()]).for_each(|(sum, bias)| *sum += bias);
+        let (rows, stride) = (x.group_rows(group), self.weight.rows());
+        let outputs = tile * TILE..stride.min((tile + 1) * TILE);
+        let sums = &mut sums[..rows.len()];
+        if let Some(bias) = self.bias {
+            sums.iter_mut()
+                .for_each(|sums| sums.iter_mut().zip(&bias[outputs.clone()]).for_each(|(sum, bias)| *sum += bias));
+        }
+        let start = self.out.pointer(rows.start * stride + outputs.start..(rows.end - 1) * stride + outputs.end);
+        let place = Place { start, stride, add: self.accumulate };
+        // SAFETY: outputs are addressed by weight row, and every tile is in one task; `pointer` asserted that they lie in the output.
+        unsafe {
+            match outputs.len() {
+                TILE => (table.packed_put)(sums, place),
+                width => put::<false>(sums, place, width),
             }
-            if self.accumulate {
-                out.iter_mut().zip(&*sums).for_each(|(out, sum)| *out += sum);
-            } else if let Ok(out) = <&mut [f32; TILE]>::try_from(&mut *out) {
-                // All tiles but the last: a copy of known length.
-                *out = *sums;
-            } else {
-                out.copy_from_slice(&sums[..out.len()]);
-            }
+        }
+    }
+}
+
+/// Puts the first `width` sums of each row into their place, or adds them; all of them where they are a `WHOLE` tile.
+///
+/// # Safety
+/// The place has that many floats in as many rows, and nobody else uses them.
+#[inline(always)]
+pub(super) unsafe fn put<const WHOLE: bool>(sums: &[[f32; TILE]], place: Place, width: usize) {
+    let width = if WHOLE { TILE } else { width };
+    for (row, sums) in sums.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        let out = unsafe { std::slice::from_raw_parts_mut(place.start.add(row * place.stride), width) };
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if place.add { *out + sum } else { *sum };
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use half::f16;
 
-use super::{Format, SUPER, Scales, Sums, TILE, TileJob};
+use super::{Format, SUPER, Scales, Sums, TILE, TileJob, product};
 use crate::dequantize::bytes_at;
 use crate::quantized::BLOCK;
+use crate::shared::Place;
 
 /// Activation rows of a group.
 pub(crate) const GROUP_ROWS: usize = 4;
@@ -38,6 +39,15 @@ pub(crate) fn tile(job: &TileJob<'_>, sums: &mut Sums) {
             }
         }
     }
+}
+
+/// As `product::put`, of whole tiles.
+///
+/// # Safety
+/// As `product::put`.
+pub(crate) unsafe fn put(sums: &[[f32; TILE]], place: Place) {
+    // SAFETY: the caller's promise.
+    unsafe { product::put::<true>(sums, place, TILE) };
 }
 
 /// Decodes a row of a tile: scale times code, then plus the minimum where there is one.
