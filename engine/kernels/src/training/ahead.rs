@@ -44,29 +44,33 @@ impl<'a> Ahead<'a> {
         self.rows.len() * self.bytes.len().div_ceil(LINE)
     }
 
-    /// Asks for some lines.
+    /// Puts the next lines, at most `num`, into the buffer; whoever multiplies asks for them meanwhile.
     #[inline]
-    pub(super) fn ask(&mut self, num_lines: usize) {
-        for _ in 0..num_lines {
-            if self.row.is_empty() {
-                let (Some(weights), Some(row)) = (self.weights, self.rows.next()) else { return };
+    pub(super) fn take<'b>(&mut self, num: usize, lines: &'b mut [*const u8; LINES]) -> &'b [*const u8] {
+        let (mut start, mut left, mut taken) = (self.row.as_ptr(), self.row.len(), 0);
+        while taken < num.min(LINES) {
+            if left == 0 {
+                let (Some(weights), Some(row)) = (self.weights, self.rows.next()) else { break };
                 self.row = &weights.row_bytes(row)[self.bytes.clone()];
+                (start, left) = (self.row.as_ptr(), self.row.len());
             }
-            prefetch(self.row);
-            self.row = self.row.get(LINE..).unwrap_or_default();
+            lines[taken] = start;
+            taken += 1;
+            (start, left) = (start.wrapping_add(LINE), left.saturating_sub(LINE));
         }
+        self.row = &self.row[self.row.len() - left..];
+        &lines[..taken]
     }
 }
 
+/// Most lines that are asked for during one tile.
+pub(super) const LINES: usize = 64;
+
 /// Asks the second-level cache for a line.
 #[inline]
-fn prefetch(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: SSE is in the baseline of x86-64, and a prefetch of any address reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+#[cfg(target_arch = "x86_64")]
+pub(super) fn ask(line: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: SSE is in the baseline of x86-64, and a prefetch of any address reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
 }

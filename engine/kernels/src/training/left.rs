@@ -63,7 +63,12 @@ impl<'a> Left<'a> {
 
     /// The first row of a tile, and the tile beside one panel or two.
     #[inline(always)]
-    pub(super) fn tile(&self, index: usize, (panel, second): (&'a [f32], Option<&'a [f32]>)) -> (usize, Tile<'a>) {
+    pub(super) fn tile(
+        &self,
+        index: usize,
+        (panel, second): (&'a [f32], Option<&'a [f32]>),
+        ahead: &'a [*const u8],
+    ) -> (usize, Tile<'a>) {
         let rows = self.heights.rows(index);
         let at = self.tile_stride.map_or(rows.start * self.row_stride, |stride| index * stride);
         let tile = Tile {
@@ -74,6 +79,7 @@ impl<'a> Left<'a> {
             panel,
             second,
             depth: self.depth,
+            ahead,
         };
         (rows.start, tile)
     }

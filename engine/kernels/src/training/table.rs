@@ -29,6 +29,8 @@ pub(super) struct Tile<'a> {
     /// The panel beside it, of the same shape.
     pub(super) second: Option<&'a [f32]>,
     pub(super) depth: usize,
+    /// Lines of memory to ask the caches for meanwhile.
+    pub(super) ahead: &'a [*const u8],
 }
 
 impl Tile<'_> {
