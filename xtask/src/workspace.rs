@@ -19,10 +19,11 @@ impl Workspace {
     /// Finds the directories by asking cargo and the environment.
     ///
     /// # Errors
-    /// `cargo metadata` fails, or neither `XDG_CACHE_HOME` nor `HOME` is set.
+    /// Cargo did not run this program, `cargo metadata` fails, or neither `XDG_CACHE_HOME` nor `HOME` is set.
     pub(crate) fn locate() -> Result<Self> {
-        let root =
-            Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("invariant: xtask is in the root")?.to_owned();
+        // Asked at run time: clones that share a target directory share this program too.
+        let xtask = std::env::var_os("CARGO_MANIFEST_DIR").context("run this as `cargo xtask`")?;
+        let root = Path::new(&xtask).parent().context("invariant: xtask is in the root")?.to_owned();
         let output = Command::new("cargo")
             .args(["metadata", "--no-deps", "--format-version=1"])
             .current_dir(&root)
