@@ -22,9 +22,15 @@ pub use tokenizer::{BOS_ID, CHAT_TEMPLATE, END_OF_TEXT_ID, EOS_ID, SPECIAL_TOKEN
 /// It is the environment variable `BESPOKE_SHARED`, else `../shared` beside the workspace. Tests that need it print
 /// `skipped: ...` and return where it is absent.
 pub fn shared_dir() -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
-    let path = std::env::var_os("BESPOKE_SHARED").map_or_else(beside, PathBuf::from);
+    let beside = || Some(workspace_dir()?.join("../shared"));
+    let path = std::env::var_os("BESPOKE_SHARED").map_or_else(beside, |path| Some(PathBuf::from(path)))?;
     path.is_dir().then_some(path)
+}
+
+/// The clone whose tests run: asked at run time, because clones that share a target directory share these programs too.
+fn workspace_dir() -> Option<PathBuf> {
+    let package = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR")?);
+    package.ancestors().find(|folder| folder.join("Cargo.lock").is_file()).map(Path::to_path_buf)
 }
 
 /// Returns a fixture folder of the shared directory, or says on standard error that the test is skipped.

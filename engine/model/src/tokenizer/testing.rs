@@ -101,7 +101,7 @@ pub(crate) fn char_of_byte(byte: u8) -> char {
 
 /// Finds a folder of `../shared/fixtures`, or says that the test is skipped.
 pub(crate) fn shared_fixture(name: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let beside = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../../../shared");
     let dir = std::env::var_os("BESPOKE_SHARED").map_or(beside, PathBuf::from).join("fixtures").join(name);
     if dir.is_dir() {
         return Some(dir);

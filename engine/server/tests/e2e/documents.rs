@@ -1,14 +1,19 @@
 //! What is written about operating the server, and the files to deploy it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
 use crate::command_line::run;
 
+/// The folder of this package, asked at run time: clones that share a target directory share this program.
+fn package() -> PathBuf {
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap())
+}
+
 fn document() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations.md")).unwrap()
+    std::fs::read_to_string(package().join("../../docs/operations.md")).unwrap()
 }
 
 /// Returns the metrics of a page that the page on operations does not have.
@@ -38,7 +43,7 @@ fn every_flag_is_documented() {
 }
 
 fn manifests() -> Vec<(PathBuf, Value)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes");
+    let folder = package().join("deploy/kubernetes");
     let mut manifests = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -97,7 +102,7 @@ fn variables(value: &Value) -> Vec<String> {
 
 #[test]
 fn image_and_unit_call_what_exists() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let folder = package().join("deploy");
     let (_, help, _) = run(&["serve", "--help"]);
     for name in ["Dockerfile", "bespoke-engine.service"] {
         let text = std::fs::read_to_string(folder.join(name)).unwrap();
