@@ -9,7 +9,9 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use bespoke_kernels::{Attended, CausalAttention, DType, Isa, Kernels, Matrix, Product, Right, RowLosses, Tree, View};
+use bespoke_kernels::{
+    Attended, CausalAttention, DType, Isa, Kernels, Mask, Matrix, Product, Right, RowLosses, Tree, View,
+};
 use bespoke_model::ModelSource;
 use bespoke_testkit::TinyModel;
 use bespoke_trainer::{Adapted, Base, BaseDtype, Batch, Compute, Lora, LoraShape, Numbers, Pass};
@@ -132,6 +134,14 @@ fn attention(c: &mut Criterion) {
     }
 }
 
+/// The input of an adapter through its dropout; elements are those of the input.
+fn dropout(c: &mut Criterion) {
+    let (x, mut out) = (floats(TOKENS * HIDDEN), vec![0.0; TOKENS * HIDDEN]);
+    products(c, "dropout", x.len(), |kernels| {
+        kernels.dropout(&Mask { rate: 0.05, key: 7 }, &x, false, black_box(&mut out));
+    });
+}
+
 /// Cross-entropy over logits with its gradient; elements are logits.
 fn cross_entropy(c: &mut Criterion) {
     let fresh = floats(TOKENS * VOCAB);
@@ -186,6 +196,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
-    targets = frozen, factors, attention, cross_entropy, step
+    targets = frozen, factors, attention, dropout, cross_entropy, step
 }
 criterion_main!(benches);

@@ -1,9 +1,6 @@
 //! Seeded numbers: a counter-based generator, so that any number can be had without those before it.
 
-use bespoke_kernels::{Mask, mix};
-
-/// Increment of SplitMix64.
-const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+use bespoke_kernels::{MIX_STEP, Mask, mix};
 
 /// Numbers of one stream.
 pub(crate) struct Random {
@@ -17,7 +14,7 @@ impl Random {
     }
 
     pub(crate) fn bits(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(STEP);
+        self.state = self.state.wrapping_add(MIX_STEP);
         mix(self.state)
     }
 

@@ -10,7 +10,7 @@ pub(crate) struct SharedMut<'a, T = f32> {
     _borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: the only access is `part`, whose contract is that parts handed out at one time are disjoint.
+// SAFETY: the only accesses are `part` and through `pointer`, whose contract is that parts in use at one time are disjoint.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {

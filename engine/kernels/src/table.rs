@@ -12,7 +12,8 @@ type Weigh = unsafe fn(&mut [f32], f32, &[f32], &[&[f32]]);
 /// One function per kernel, all for the same instruction set.
 ///
 /// Every function is unsafe to call for one reason: the processor must have the instruction set. Lengths are asserted
-/// inside, or by the slices they arrive in.
+/// inside, or by the slices they arrive in. `packed_put` has a second one: its place has a row for each row of sums, and nobody else
+/// uses them.
 pub(crate) struct Table {
     /// Decodes `src`, whole blocks, into `out`.
     pub(crate) decode: unsafe fn(DType, &[u8], &mut [f32]),
@@ -50,7 +51,7 @@ pub(crate) struct Table {
     pub(crate) quantize: unsafe fn(&[f32], usize, &mut Sink<'_>),
     /// Multiplies a packed tile with a group of activations.
     pub(crate) packed_tile: unsafe fn(&TileJob<'_>, &mut Sums),
-    /// Puts whole rows of such sums into their place, or adds them. The second reason: the place has these rows, and nobody else uses them.
+    /// Puts whole rows of such sums into their place, or adds them.
     pub(crate) packed_put: unsafe fn(&[[f32; TILE]], Place),
     /// The most activation rows that `packed_tile` takes.
     pub(crate) packed_rows: usize,

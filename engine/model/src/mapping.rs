@@ -31,10 +31,11 @@ impl FileMap {
 
     /// Gives back the memory of what was read so far. It stays in the cache of the system, from where it comes again when it is read
     /// again. A hint: where the system does not take it, nothing changes.
-    #[expect(unsafe_code, reason = "advice that may lose changes is unsafe to give")]
+    #[cfg_attr(unix, expect(unsafe_code, reason = "advice that may lose changes is unsafe to give"))]
     pub(crate) fn release(&self) {
         #[cfg(unix)]
-        // SAFETY: the map is private, read-only and of a file, so that its pages have no changes to lose.
+        // SAFETY: the map is private, read-only and of a file, so that its pages have no changes to lose; read again they hold the
+        // same bytes, by the contract of `FileMap::open`.
         let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
 }
@@ -50,4 +51,31 @@ fn map_handle(handle: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is private and read-only; that nobody truncates or rewrites a model file in use is the documented
     // contract of `FileMap::open`, which no check at run time can establish.
     unsafe { Mmap::map(handle) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_given_back_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("weights");
+        let written: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&file, &written).unwrap();
+        let (map, bytes) = FileMap::open(&file).unwrap();
+        let slice = bytes.slice(10_000..90_000);
+        assert!(bytes == written);
+        map.unwrap().release();
+        assert!(slice == written[10_000..90_000]);
+    }
+
+    #[test]
+    fn an_empty_file_has_no_map() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("weights");
+        std::fs::write(&file, []).unwrap();
+        let (map, bytes) = FileMap::open(&file).unwrap();
+        assert!(map.is_none() && bytes.is_empty());
+    }
 }

@@ -37,6 +37,8 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
 /// Lines that are multiplied next: with each pair of squares as many are asked for as it takes to have asked for all in the end.
 struct Ahead {
     halves: [*const u32; 2],
+    /// Of each half.
+    lines_left: usize,
     lines_per_step: usize,
 }
 
@@ -44,12 +46,15 @@ impl Ahead {
     fn of(part: &Part<'_>) -> Ahead {
         let num_steps = part.rows.div_ceil(2 * ROWS) * (part.pairs / PAIRS);
         let num_lines = part.next[0].len().div_ceil(LANES);
-        Ahead { halves: part.next.map(<[u32]>::as_ptr), lines_per_step: num_lines.div_ceil(num_steps.max(1)) }
+        let lines_per_step = num_lines.div_ceil(num_steps.max(1));
+        Ahead { halves: part.next.map(<[u32]>::as_ptr), lines_left: num_lines, lines_per_step }
     }
 
     #[inline(always)]
     fn ask(&mut self) {
-        for _ in 0..self.lines_per_step {
+        let num_lines = self.lines_per_step.min(self.lines_left);
+        self.lines_left -= num_lines;
+        for _ in 0..num_lines {
             for half in &mut self.halves {
                 // SAFETY: SSE is in the baseline of x86-64, and a prefetch of any address reads nothing.
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(half.cast()) };

@@ -152,7 +152,8 @@ pub(crate) struct Part<'a> {
     pub(crate) lines: [&'a [u32]; 2],
     /// Pairs of a row, a multiple of 16.
     pub(crate) pairs: usize,
-    /// The lines that the caller most likely multiplies next, for the caches; may be empty, but of the same length.
+    /// The lines that the caller most likely multiplies next, for the caches: both halves of one length, which may be 0.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "a hint for AMX"))]
     pub(crate) next: [&'a [u32]; 2],
 }
 

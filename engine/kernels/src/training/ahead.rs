@@ -63,8 +63,8 @@ impl<'a> Ahead<'a> {
     }
 }
 
-/// Most lines that are asked for during one tile.
-pub(super) const LINES: usize = 64;
+/// Most lines that are asked for during one tile: a block of `f32` weights, 256 x 128, by the four pairs of panels of the only tile.
+pub(super) const LINES: usize = 512;
 
 /// Asks the second-level cache for a line.
 #[inline]

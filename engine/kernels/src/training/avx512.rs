@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::ahead::ask;
-use super::dropout::{self, FACTORS, Masked, STEP};
+use super::dropout::{self, FACTORS, MIX_STEP, Masked};
 use super::table::{PANEL_COLS, TILE_ROWS, Tile};
 use crate::elementwise::avx512::exp;
 use crate::shared::Place;
@@ -209,7 +209,7 @@ pub(super) fn dropout(masked: &Masked<'_>, out: &mut [f32]) {
 #[inline]
 fn mix(value: __m512i) -> __m512i {
     let factor = |index: usize| _mm512_set1_epi64(FACTORS[index].cast_signed());
-    let z = _mm512_add_epi64(value, _mm512_set1_epi64(STEP.cast_signed()));
+    let z = _mm512_add_epi64(value, _mm512_set1_epi64(MIX_STEP.cast_signed()));
     let z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64::<30>(z)), factor(0));
     let z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64::<27>(z)), factor(1));
     _mm512_xor_si512(z, _mm512_srli_epi64::<31>(z))

@@ -20,14 +20,14 @@ pub struct Mask {
 /// **Source**: Steele, Lea and Flood, 2014, SplitMix64.
 #[inline]
 pub fn mix(value: u64) -> u64 {
-    let z = value.wrapping_add(STEP);
+    let z = value.wrapping_add(MIX_STEP);
     let z = (z ^ (z >> 30)).wrapping_mul(FACTORS[0]);
     let z = (z ^ (z >> 27)).wrapping_mul(FACTORS[1]);
     z ^ (z >> 31)
 }
 
-/// Increment of SplitMix64.
-pub(super) const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+/// Increment of SplitMix64: numbers that follow each other by it are mixed into the sequence of that generator.
+pub const MIX_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Factors of SplitMix64.
 pub(super) const FACTORS: [u64; 2] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB];
 

@@ -1,7 +1,7 @@
 //! The entry points of training on [`Kernels`]: assert lengths, split the work over the pool.
 
 use super::attention::Attended;
-use super::dropout::Masked;
+use super::dropout::{LANES, Masked};
 use super::table::TrainingTable;
 use super::{CausalAttention, Mask, Product};
 use crate::shared::SharedMut;
@@ -111,6 +111,7 @@ impl Kernels {
     ///
     /// **Panics** if the lengths differ.
     pub fn dropout(&self, mask: &Mask, x: &[f32], add: bool, out: &mut [f32]) {
+        const { assert!(TASK_ELEMENTS.is_multiple_of(LANES), "a task begins with the first bits of a mixed number") };
         assert_eq!(x.len(), out.len(), "input and output of a dropout");
         let (table, total) = (self.training(), x.len());
         let out = SharedMut::new(out);

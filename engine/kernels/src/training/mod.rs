@@ -1,5 +1,5 @@
 //! What training needs beyond serving: products in every orientation, attention over whole ragged batches with its backward
-//! pass, and the backward passes of norm, SwiGLU and cross-entropy.
+//! pass, dropout, and the backward passes of norm, SwiGLU and cross-entropy.
 //!
 //! **Determinism.** As everywhere in this crate a number depends on its row alone, and a sum over rows walks them in order, so
 //! that a result does not depend on the number of threads. Weights stay as they are stored: a panel of them is decoded when
@@ -23,7 +23,7 @@ mod tests;
 mod view;
 
 pub use attention::{Attended, CausalAttention, Segment, Tree};
-pub use dropout::{Mask, mix};
+pub use dropout::{MIX_STEP, Mask, mix};
 pub use entry::RowLosses;
 pub use product::{Product, Right};
 pub use view::View;

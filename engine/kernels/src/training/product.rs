@@ -1,7 +1,7 @@
 //! Products `out (m, n) = left (m, k) * right (k, n)` for many rows, in any orientation.
 //!
 //! The left factor is interleaved once, by all threads. Then a task takes some columns of the right factor, packs a block of the
-//! depth at a time, passes the tiles of the left factor over each panel, and meanwhile asks memory for the next block of weights.
+//! depth at a time, passes the tiles of the left factor over each pair of panels, and meanwhile asks memory for the next block of weights.
 //! A sum is added up along the depth in order, block by block, whatever the tile, the task and the number of threads.
 
 use std::cell::RefCell;
@@ -26,7 +26,7 @@ const BLOCK: usize = 32;
 /// Most columns of a task: packed (128 KiB), they stay in a second-level cache of 512 KiB beside tiles and the next weights. A
 /// multiple of the 32-column blocks.
 const TASK_COLS: usize = 128;
-/// Tiles of the left factor between two panels: [`DEPTH`] terms of them (96 KiB) stay in the second-level cache.
+/// Tiles of the left factor between two pairs of panels: [`DEPTH`] terms of them (96 KiB) stay in the second-level cache.
 const TILES: usize = 8;
 /// Fewest rows of a task where columns alone make too few tasks.
 const TASK_ROWS: usize = 48;
@@ -275,7 +275,7 @@ pub(super) unsafe fn multiply(
 /// As `TrainingTable::tile`, with rows of `num_cols`.
 unsafe fn narrow_tile(table: &TrainingTable, tile: &Tile<'_>, place: Place, num_cols: usize) {
     let mut sums = [0.0; TILE_ROWS * TILE_COLS];
-    // SAFETY: the sums have `TILE_ROWS` rows of `PANEL_COLS`; the rest is the caller's promise.
+    // SAFETY: the sums have `TILE_ROWS` rows of `TILE_COLS`; the rest is the caller's promise.
     unsafe {
         (table.tile)(tile, Place { start: sums.as_mut_ptr(), stride: TILE_COLS, add: false });
         for (i, sums) in sums.as_chunks::<TILE_COLS>().0.iter().take(tile.num_rows).enumerate() {

@@ -239,26 +239,45 @@ fn slopes(x: &[f32], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     (0..x.len()).map(|at| (moved(at, STEP) - moved(at, -STEP)) / (2.0 * STEP)).collect()
 }
 
-#[test]
-fn a_dropout_has_the_same_bits_on_every_instruction_set() {
-    let mut random = Random(17);
-    // Longer than two tasks, and no whole number of vectors.
-    let len = (1 << 14) + 45;
-    let (x, before) = (random.floats(len), random.floats(len));
-    let mask = Mask { rate: 0.3, key: 5 };
-    let dropped = |at: usize| (mix(mask.key ^ (at / 4) as u64) >> (at % 4 * 16)) & 0xFFFF < 19_661;
-    for isa in available_isas() {
-        let kernels = Kernels::with_isa(isa, 2).unwrap();
-        let (mut written, mut added) = (vec![f32::NAN; len], before.clone());
-        kernels.dropout(&mask, &x, false, &mut written);
-        kernels.dropout(&mask, &x, true, &mut added);
-        for at in 0..len {
-            let expected = if dropped(at) { 0.0 } else { x[at] * (65536.0 / 45875.0) };
-            assert_eq!(written[at].to_bits(), expected.to_bits(), "{isa} at {at}");
-            assert_eq!(added[at], before[at] + expected, "{isa} at {at}");
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Any bits, and lengths around vectors and around a task of 8,192 elements.
+    #[test]
+    fn a_dropout_has_the_same_bits_on_every_instruction_set(
+        x in prop::collection::vec(any::<u32>(), 1..100),
+        tasks in 0..3_usize,
+        rate in prop_oneof![Just(0.0_f32), Just(1.0 - f32::EPSILON), 0.0..1.0_f32],
+        key in any::<u64>(),
+    ) {
+        let x: Vec<f32> = x.iter().cycle().take(x.len() + tasks * 8150).map(|&bits| f32::from_bits(bits)).collect();
+        let before = Random(17).floats(x.len());
+        let mask = Mask { rate, key };
+        let limit = (f64::from(rate) * 65536.0).round().min(65535.0) as u64;
+        let keep = 65536.0 / (65536 - limit) as f32;
+        let dropped = |at: usize| (mix(key ^ (at / 4) as u64) >> (at % 4 * 16)) & 0xFFFF < limit;
+        // What is not a number has no bits that are sure.
+        let same = |found: f32, expected: f32| found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+        for isa in available_isas() {
+            let kernels = Kernels::with_isa(isa, 2).unwrap();
+            let (mut written, mut added) = (vec![f32::NAN; x.len()], before.clone());
+            kernels.dropout(&mask, &x, false, &mut written);
+            kernels.dropout(&mask, &x, true, &mut added);
+            for at in 0..x.len() {
+                let expected = if dropped(at) { 0.0 } else { x[at] * keep };
+                prop_assert!(same(written[at], expected), "{isa} at {at}: {} not {expected}", written[at]);
+                prop_assert!(same(added[at], before[at] + expected), "{isa} at {at}: {}", added[at]);
+            }
         }
     }
-    let share = (0..len).filter(|&at| dropped(at)).count() as f64 / len as f64;
+}
+
+#[test]
+fn a_dropout_drops_its_share() {
+    let (len, mask) = (1 << 14, Mask { rate: 0.3, key: 5 });
+    let mut out = vec![0.0; len];
+    Kernels::new(1).unwrap().dropout(&mask, &vec![1.0; len], false, &mut out);
+    let share = out.iter().filter(|&&x| x == 0.0).count() as f64 / len as f64;
     assert!((share - 0.3).abs() < 0.02, "{share}");
 }
 

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use bespoke_domain::{Rendered, Span, SpanKind};
+use bespoke_testkit::shared_fixture;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::testing::shared_fixture;
 use super::*;
 
 /// Writes a folder; returns it with the outcome of loading it.

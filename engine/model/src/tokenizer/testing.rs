@@ -1,7 +1,7 @@
 //! Small tokenizers for tests, built from metadata as a GGUF file has it.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Tokenizer, gguf};
@@ -97,15 +97,4 @@ pub(crate) fn char_of_byte(byte: u8) -> char {
     }
     let num_before = (0..byte).filter(|&other| !is_itself(other)).count();
     char::from_u32(0x100 + num_before as u32).unwrap()
-}
-
-/// Finds a folder of `../shared/fixtures`, or says that the test is skipped.
-pub(crate) fn shared_fixture(name: &str) -> Option<PathBuf> {
-    let beside = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../../../shared");
-    let dir = std::env::var_os("BESPOKE_SHARED").map_or(beside, PathBuf::from).join("fixtures").join(name);
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: `{}` does not exist", dir.display());
-    None
 }
