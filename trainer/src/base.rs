@@ -131,6 +131,7 @@ impl Base {
         let output = frozen.pop().expect("invariant: the output is the last matrix");
         let mut linears = frozen.into_iter().zip(biases).map(|(weight, bias)| BaseLinear { weight, bias });
         let layers = weights.layers.into_iter().map(|layer| base_layer(layer, &mut linears)).collect();
+        // What is not packed is read where it lies, and comes back as it is read.
         source.release();
         Ok(Base {
             embeddings,

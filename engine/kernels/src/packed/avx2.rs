@@ -40,7 +40,7 @@ pub(crate) fn tile(job: &TileJob<'_>, sums: &mut Sums) {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn put(sums: &[[f32; TILE]], place: Place) {
     // SAFETY: the caller's promise.
-    unsafe { product::put::<true>(sums, place, TILE) };
+    unsafe { product::put(sums, place, TILE) };
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

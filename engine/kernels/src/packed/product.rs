@@ -111,19 +111,18 @@ impl Part<'_> {
         unsafe {
             match outputs.len() {
                 TILE => (table.packed_put)(sums, place),
-                width => put::<false>(sums, place, width),
+                width => put(sums, place, width),
             }
         }
     }
 }
 
-/// Puts the first `width` sums of each row into their place, or adds them; all of them where they are a `WHOLE` tile.
+/// Puts the first `width` sums of each row into their place, or adds them.
 ///
 /// # Safety
 /// The place has that many floats in as many rows, and nobody else uses them.
 #[inline(always)]
-pub(super) unsafe fn put<const WHOLE: bool>(sums: &[[f32; TILE]], place: Place, width: usize) {
-    let width = if WHOLE { TILE } else { width };
+pub(super) unsafe fn put(sums: &[[f32; TILE]], place: Place, width: usize) {
     for (row, sums) in sums.iter().enumerate() {
         // SAFETY: the caller's promise.
         let out = unsafe { std::slice::from_raw_parts_mut(place.start.add(row * place.stride), width) };

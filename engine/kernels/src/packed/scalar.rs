@@ -47,7 +47,7 @@ pub(crate) fn tile(job: &TileJob<'_>, sums: &mut Sums) {
 /// As `product::put`.
 pub(crate) unsafe fn put(sums: &[[f32; TILE]], place: Place) {
     // SAFETY: the caller's promise.
-    unsafe { product::put::<true>(sums, place, TILE) };
+    unsafe { product::put(sums, place, TILE) };
 }
 
 /// Decodes a row of a tile: scale times code, then plus the minimum where there is one.
