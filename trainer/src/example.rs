@@ -227,7 +227,8 @@ fn choices(row: &Row, training_type: TrainingType) -> Vec<Choice<'_>> {
     }
 }
 
-/// Makes the examples of all rows, on so many threads; bad rows stop it unless the recipe passes over them.
+/// Makes the examples of all rows, on so many threads; bad rows stop it unless the recipe passes over them. `bad` are those
+/// that could not be read, beside `rows`.
 ///
 /// **Errors**: `BadRows` with file and line of the first ones.
 pub fn make_all(
@@ -239,6 +240,7 @@ pub fn make_all(
 ) -> Result<Vec<Made>, TrainError> {
     /// Bad rows that an error shows.
     const SHOWN: usize = 10;
+    let num_rows = rows.len() + bad.len();
     let taken = if recipe.rows_max == 0 { rows.len() } else { recipe.rows_max.min(rows.len()) };
     let mut made = Vec::new();
     for result in make_rows(maker, &rows[..taken], num_threads) {
@@ -250,7 +252,7 @@ pub fn make_all(
     if !bad.is_empty() && !recipe.skip_bad_rows {
         let num_bad = bad.len();
         bad.truncate(SHOWN);
-        return Err(TrainError::BadRows { num_bad, num_rows: rows.len(), shown: bad });
+        return Err(TrainError::BadRows { num_bad, num_rows, shown: bad });
     }
     if !bad.is_empty() {
         tracing::warn!(num_bad = bad.len(), first = bad[0], "bad rows are passed over");

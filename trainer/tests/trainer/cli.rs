@@ -184,6 +184,7 @@ fn mistakes_are_named_with_their_place_and_repair() {
     let rows = stderr(bench.run("sft", "y", &[]));
     assert!(rows.contains("train.jsonl:2: invalid type") && rows.contains("--skip-bad-rows"), "{rows}");
     assert!(rows.contains("train.jsonl:1: column `chosen_persona_gold`"), "{rows}");
+    assert!(rows.contains("2 of 2 rows cannot be used"), "{rows}");
 }
 
 #[test]
