@@ -165,7 +165,7 @@ async fn frames_that_are_too_large_or_make_no_sense_end_their_connection_only() 
 async fn a_connection_at_its_age_takes_no_more_requests_and_loses_none() {
     let running = Running::slow(|config| config.limits.connection_age = Some(Duration::from_millis(100))).await;
     let begun = Instant::now();
-    let stream = running.client.generate_stream(&request(greedy("long", 60))).await.unwrap();
+    let stream = running.client.generate_stream(&request(greedy("long", 150))).await.unwrap();
     let events: Vec<_> = stream.collect().await;
     assert!(matches!(events.last(), Some(Ok(Event::Finished(_)))), "{:?}", events.last());
     assert!(begun.elapsed() > Duration::from_millis(120), "the test was too fast to see anything");
