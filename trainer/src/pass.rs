@@ -12,7 +12,7 @@ mod forward;
 mod head;
 mod linear;
 
-use bespoke_kernels::{CausalAttention, zeros_on_huge_pages};
+use bespoke_kernels::{Buffer, CausalAttention};
 
 use crate::base::Base;
 use crate::batch::Batch;
@@ -32,42 +32,42 @@ pub struct Pass<'a> {
 #[derive(Default)]
 struct Kept {
     /// Rows before the layer `(T, D)`.
-    x: Vec<f32>,
+    x: Buffer,
     /// Rows between attention and feed-forward block `(T, D)`.
-    middle: Vec<f32>,
+    middle: Buffer,
     /// `(T, H, E)`, rotated.
-    q: Vec<f32>,
+    q: Buffer,
     /// `(T, K, E)`, rotated.
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: Buffer,
+    v: Buffer,
     /// q and k before the norms of their heads (Qwen3).
-    raw: [Vec<f32>; 2],
+    raw: [Buffer; 2],
     /// Output of attention `(T, H, E)`.
-    heads: Vec<f32>,
+    heads: Buffer,
     /// `(T, H)`.
-    log_sums: Vec<f32>,
+    log_sums: Buffer,
     /// `(T, F)`.
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    gate: Buffer,
+    up: Buffer,
     /// `scale A x` of each module that has factors, by `Target::index`: `(T, r)`.
-    low: [Vec<f32>; 7],
+    low: [Buffer; 7],
 }
 
 /// Buffers that live within one call.
 #[derive(Default)]
 struct Work {
     /// Rows on their way, or their gradient `(T, D)`.
-    x: Vec<f32>,
-    normed: Vec<f32>,
-    d_normed: Vec<f32>,
-    wide: Vec<f32>,
-    d_heads: Vec<f32>,
-    d_q: Vec<f32>,
-    d_k: Vec<f32>,
-    d_v: Vec<f32>,
+    x: Buffer,
+    normed: Buffer,
+    d_normed: Buffer,
+    wide: Buffer,
+    d_heads: Buffer,
+    d_q: Buffer,
+    d_k: Buffer,
+    d_v: Buffer,
     /// Inputs of factors with dropout, and gradients on their way back.
-    dropped: Vec<f32>,
-    d_low: Vec<f32>,
+    dropped: Buffer,
+    d_low: Buffer,
 }
 
 /// An adapter in use, and what is dropped of its inputs.
@@ -113,13 +113,4 @@ impl<'a> Pass<'a> {
             trees: &batch.trees,
         }
     }
-}
-
-/// Makes a buffer `len` long; what it holds means nothing.
-fn size(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.capacity() < len {
-        *buffer = zeros_on_huge_pages(len);
-    }
-    buffer.resize(len, 0.0);
-    buffer
 }

@@ -51,18 +51,13 @@ impl AsRef<[u8]> for HugePages {
     }
 }
 
-/// Zeros, in huge pages where there are enough of them and the system gives them.
-pub fn zeros_on_huge_pages(len: usize) -> Vec<f32> {
+/// Asks for huge pages for a new buffer, where it is long enough to hold some.
+pub(crate) fn advise_buffer(start: *mut u8, len: usize) {
     /// Size of the pages whose address an advice must have.
     const PAGE: usize = 4096;
-    let mut zeros = Vec::<f32>::with_capacity(len);
-    let bytes = len * size_of::<f32>();
-    if bytes >= 2 * HUGE_PAGE {
-        let start = zeros.as_mut_ptr().cast::<u8>().map_addr(|at| at.next_multiple_of(PAGE));
-        advise(start, bytes - PAGE);
+    if len >= 2 * HUGE_PAGE {
+        advise(start.map_addr(|at| at.next_multiple_of(PAGE)), len - PAGE);
     }
-    zeros.resize(len, 0.0);
-    zeros
 }
 
 impl Drop for HugePages {
@@ -118,14 +113,6 @@ fn layout(len: usize) -> std::alloc::Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn large_buffers_are_zeros_too() {
-        for len in [0, 1, HUGE_PAGE / 2 - 1, HUGE_PAGE] {
-            let zeros = zeros_on_huge_pages(len);
-            assert!(zeros.len() == len && zeros.iter().all(|&zero| zero == 0.0));
-        }
-    }
 
     #[test]
     fn memory_is_aligned_zeroed_and_writable_to_its_end() {

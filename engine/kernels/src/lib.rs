@@ -16,6 +16,7 @@
 
 mod attention;
 mod bf16;
+mod buffer;
 mod dequantize;
 mod dtype;
 mod elementwise;
@@ -45,9 +46,9 @@ mod training;
 
 pub use attention::{Attention, AttentionRow, KvBuffer, KvDType, KvShape, KvSlot, NewRows};
 pub use bf16::{Bf16Matrix, Direction, Rounded};
+pub use buffer::Buffer;
 pub use dtype::DType;
 pub use error::KernelsError;
-pub use huge_pages::zeros_on_huge_pages;
 pub use isa::Isa;
 pub use kernels::Kernels;
 pub use matrix::Matrix;

@@ -47,3 +47,11 @@ pub(crate) struct Place {
     /// Whether the sums are added to what is there.
     pub(crate) add: bool,
 }
+
+impl Place {
+    /// Without the rows before `row`.
+    #[inline(always)]
+    pub(crate) fn from_row(self, row: usize) -> Place {
+        Place { start: self.start.wrapping_add(row * self.stride), ..self }
+    }
+}

@@ -1,4 +1,8 @@
 //! The tile registers of AMX: their shapes, and giving them up.
+//!
+//! A kernel should use as few as it can, though there are eight: while the other hyper-thread of a core is busy, a thread has about
+//! ten registers to rename them to, those in use among them, and every instruction that writes a tile waits for a free one. With
+//! eight in use nothing overlaps, at a quarter of the speed; with four it is half of it.
 
 use std::arch::asm;
 
@@ -7,8 +11,8 @@ pub(crate) const ROWS: usize = 16;
 /// Most bytes of a row of a tile register.
 pub(crate) const LINE: usize = 64;
 
-/// The shape of one tile register; one without rows is not used.
-#[derive(Clone, Copy, Default)]
+/// The shape of one tile register.
+#[derive(Clone, Copy)]
 pub(crate) struct Shape {
     /// At most [`ROWS`].
     pub(crate) rows: usize,
@@ -26,11 +30,13 @@ struct TileConfig {
     rows: [u8; 16],
 }
 
-/// Configures the tile registers of this thread. Only for code that runs where the system lets the process use them.
-pub(crate) fn configure(shapes: [Shape; 8]) {
+/// Configures the first tile registers of this thread, at most eight. Only for code that runs where the system lets the process use
+/// them.
+pub(crate) fn configure(shapes: &[Shape]) {
     let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+    assert!(shapes.len() <= 8, "{} tile registers", shapes.len());
     assert!(shapes.iter().all(|shape| shape.rows <= ROWS && shape.bytes_per_row <= LINE), "shapes of tile registers");
-    for (index, shape) in shapes.into_iter().enumerate().filter(|(_, shape)| shape.rows > 0) {
+    for (index, shape) in shapes.iter().enumerate() {
         (config.rows[index], config.bytes_per_row[index]) = (shape.rows as u8, shape.bytes_per_row as u16);
     }
     // SAFETY: code for AMX is chosen only where the system lets this process use tile registers; the configuration is valid.

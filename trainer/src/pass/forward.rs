@@ -1,7 +1,7 @@
 //! The forward pass.
 
 use super::linear::Module;
-use super::{Adapted, Kept, Pass, size};
+use super::{Adapted, Kept, Pass};
 use crate::batch::Batch;
 use crate::target::Target;
 
@@ -31,7 +31,7 @@ impl Pass<'_> {
             let place = if keeps_all { layer } else { self.layers.len() - 1 };
             let mut kept = std::mem::take(&mut self.layers[place]);
             if gradient && self.checkpointing {
-                self.layers[layer].x.clone_from(&self.work.x);
+                self.layers[layer].x.copy_from(&self.work.x);
             }
             self.layer(layer, batch, adapted, &mut kept);
             self.layers[place] = kept;
@@ -42,7 +42,7 @@ impl Pass<'_> {
     /// Writes the embeddings of the tokens to `work.x`.
     fn embed(&mut self, batch: &Batch) {
         let hidden_size = self.base.config.hidden_size;
-        let x = size(&mut self.work.x, batch.num_rows() * hidden_size);
+        let x = self.work.x.size(batch.num_rows() * hidden_size);
         for (&token, row) in batch.tokens.iter().zip(x.chunks_exact_mut(hidden_size)) {
             self.base.embeddings.dequantize_row(token as usize, row);
         }
@@ -50,9 +50,9 @@ impl Pass<'_> {
 
     /// Runs one layer over `work.x`.
     pub(super) fn layer(&mut self, layer: usize, batch: &Batch, adapted: Option<Adapted<'_>>, kept: &mut Kept) {
-        kept.x.clone_from(&self.work.x);
+        kept.x.copy_from(&self.work.x);
         self.attend(layer, batch, adapted, kept);
-        kept.middle.clone_from(&self.work.x);
+        kept.middle.copy_from(&self.work.x);
         self.feed_forward(layer, batch.num_rows(), adapted, kept);
     }
 
@@ -61,7 +61,7 @@ impl Pass<'_> {
         let (kernels, weights, rows) = (&base.kernels, &base.layers[layer], batch.num_rows());
         let module = |target: Target| Module::new(kernels, &weights.linears[target.index()], adapted, (layer, target));
         let work = &mut self.work;
-        let normed = size(&mut work.normed, rows * config.hidden_size);
+        let normed = work.normed.size(rows * config.hidden_size);
         kernels.rms_norm(&work.x, &weights.attn_norm, config.norm_eps, normed);
         let outputs = [
             (Target::Q, &mut kept.q, config.query_size()),
@@ -70,11 +70,11 @@ impl Pass<'_> {
         ];
         for (target, out, width) in outputs {
             let low = &mut kept.low[target.index()];
-            module(target).forward(normed, size(out, rows * width), low, &mut work.dropped);
+            module(target).forward(normed, out.size(rows * width), low, &mut work.dropped);
         }
         if let Some(norms) = &weights.head_norms {
             for ((raw, heads), norm) in kept.raw.iter_mut().zip([&mut kept.q, &mut kept.k]).zip(norms) {
-                raw.clone_from(heads);
+                raw.copy_from(heads);
                 kernels.rms_norm(raw, norm, config.norm_eps, heads);
             }
         }
@@ -82,12 +82,12 @@ impl Pass<'_> {
         kernels.rope(&base.rope, &batch.positions, config.num_kv_heads, &mut kept.k);
         let mut heads = std::mem::take(&mut kept.heads);
         let mut log_sums = std::mem::take(&mut kept.log_sums);
-        size(&mut heads, rows * config.query_size());
-        size(&mut log_sums, rows * config.num_heads);
+        heads.size(rows * config.query_size());
+        log_sums.size(rows * config.num_heads);
         kernels.causal_attention(&self.attention(kept, batch, layer), &mut heads, &mut log_sums);
         (kept.heads, kept.log_sums) = (heads, log_sums);
         let work = &mut self.work;
-        let out = size(&mut work.normed, rows * config.hidden_size);
+        let out = work.normed.size(rows * config.hidden_size);
         module(Target::O).forward(&kept.heads, out, &mut kept.low[Target::O.index()], &mut work.dropped);
         kernels.add(&mut work.x, out);
     }
@@ -97,13 +97,13 @@ impl Pass<'_> {
         let (kernels, weights) = (&base.kernels, &base.layers[layer]);
         let module = |target: Target| Module::new(kernels, &weights.linears[target.index()], adapted, (layer, target));
         let work = &mut self.work;
-        let normed = size(&mut work.normed, rows * config.hidden_size);
+        let normed = work.normed.size(rows * config.hidden_size);
         kernels.rms_norm(&work.x, &weights.ffn_norm, config.norm_eps, normed);
         for (target, out) in FEED_FORWARD.into_iter().zip([&mut kept.gate, &mut kept.up]) {
-            let out = size(out, rows * config.intermediate_size);
+            let out = out.size(rows * config.intermediate_size);
             module(target).forward(normed, out, &mut kept.low[target.index()], &mut work.dropped);
         }
-        let wide = size(&mut work.wide, rows * config.intermediate_size);
+        let wide = work.wide.size(rows * config.intermediate_size);
         kernels.swiglu_into(&kept.gate, &kept.up, wide);
         module(Target::Down).forward(wide, normed, &mut kept.low[Target::Down.index()], &mut work.dropped);
         kernels.add(&mut work.x, normed);

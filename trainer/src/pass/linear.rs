@@ -1,8 +1,8 @@
 //! A frozen linear module with its factors: `y = W x + b + scale B A dropout(x)`, and its gradients.
 
-use bespoke_kernels::{Kernels, Product, Right, View};
+use bespoke_kernels::{Buffer, Kernels, Product, Right, View};
 
-use super::{Adapted, size};
+use super::Adapted;
 use crate::base::BaseLinear;
 use crate::lora::{Factors, Lora};
 use crate::random::Dropout;
@@ -28,8 +28,8 @@ pub(super) struct Inputs<'a> {
 
 /// Buffers of the factors.
 pub(super) struct Buffers<'a> {
-    pub(super) dropped: &'a mut Vec<f32>,
-    pub(super) d_low: &'a mut Vec<f32>,
+    pub(super) dropped: &'a mut Buffer,
+    pub(super) d_low: &'a mut Buffer,
 }
 
 impl<'a> Module<'a> {
@@ -44,7 +44,7 @@ impl<'a> Module<'a> {
     }
 
     /// Computes the module; `low` is left for the backward pass.
-    pub(super) fn forward(&self, x: &[f32], out: &mut [f32], low: &mut Vec<f32>, dropped: &mut Vec<f32>) {
+    pub(super) fn forward(&self, x: &[f32], out: &mut [f32], low: &mut Buffer, dropped: &mut Buffer) {
         let (w, inputs) = (&self.linear.weight, self.linear.weight.inputs());
         let rows = x.len() / inputs;
         let view = View::new(x, rows, inputs);
@@ -60,7 +60,7 @@ impl<'a> Module<'a> {
             Some(dropout) => View::new(self.drop_rows(dropout, factors, x, dropped), rows, inputs),
             None => view,
         };
-        let low = size(low, rows * r);
+        let low = low.size(rows * r);
         self.kernels.product(&floats(view, a.transposed(), false), low);
         low.iter_mut().for_each(|low| *low *= scale);
         self.kernels.product(&floats(View::new(low, rows, r), b.transposed(), true), out);
@@ -81,7 +81,7 @@ impl<'a> Module<'a> {
             let (r, b) = (lora.rank(), View::new(&lora.values[factors.b.clone()], w.outputs(), lora.rank()));
             let low = View::new(inputs.low, rows, r);
             self.kernels.product(&floats(d_out.transposed(), low, true), &mut gradients[factors.b.clone()]);
-            let d_low = size(buffers.d_low, rows * r);
+            let d_low = buffers.d_low.size(rows * r);
             self.kernels.product(&floats(d_out, b, false), d_low);
             d_low.iter_mut().for_each(|d| *d *= lora.scale());
             let x = match dropout {
@@ -101,8 +101,8 @@ impl<'a> Module<'a> {
     }
 
     /// What the factors see of the input.
-    fn drop_rows<'b>(&self, dropout: Dropout, factors: &Factors, x: &[f32], buffer: &'b mut Vec<f32>) -> &'b [f32] {
-        let dropped = size(buffer, x.len());
+    fn drop_rows<'b>(&self, dropout: Dropout, factors: &Factors, x: &[f32], buffer: &'b mut Buffer) -> &'b [f32] {
+        let dropped = buffer.size(x.len());
         self.kernels.dropout(&dropout.mask(module(factors)), x, false, dropped);
         dropped
     }
@@ -113,13 +113,13 @@ impl<'a> Module<'a> {
         (lora, dropout, factors): (&Lora, Option<Dropout>, &Factors),
         d_low: View<'_>,
         d_x: &mut [f32],
-        buffer: &mut Vec<f32>,
+        buffer: &mut Buffer,
     ) {
         let a = View::new(&lora.values[factors.a.clone()], lora.rank(), self.linear.weight.inputs());
         match dropout {
             None => self.kernels.product(&floats(d_low, a, true), d_x),
             Some(dropout) => {
-                let through = size(buffer, d_x.len());
+                let through = buffer.size(d_x.len());
                 self.kernels.product(&floats(d_low, a, false), through);
                 self.kernels.dropout(&dropout.mask(module(factors)), through, true, d_x);
             }

@@ -28,10 +28,10 @@ use std::ops::Range;
 pub use kv::{KvBuffer, KvDType};
 pub use store::{KvSlot, NewRows};
 
-use crate::Pool;
 use crate::matmul::{TILE_MAX, Tile, TileSums};
 use crate::shared::SharedMut;
 use crate::table::Table;
+use crate::{Buffer, Pool};
 
 /// Keys per step of the online softmax: two AVX-512 vectors, and 16 KiB of keys and values for a head of 64.
 pub(crate) const CHUNK: usize = 32;
@@ -114,18 +114,16 @@ pub(crate) struct Job<'a> {
 
 thread_local! {
     /// Decoded keys and values of a chunk; grows once.
-    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static SCRATCH: Cell<Buffer> = Cell::default();
 }
 
 /// Room for the decoded keys and values of a chunk, the thread's own, given back when dropped.
-struct Scratch(Vec<f32>);
+struct Scratch(Buffer);
 
 impl Scratch {
     fn take(len: usize) -> Scratch {
         let mut room = SCRATCH.take();
-        if room.len() < len {
-            room.resize(len, 0.0);
-        }
+        room.size(len);
         Scratch(room)
     }
 }

@@ -13,6 +13,7 @@ use super::avx512_block::load;
 use super::blocked::Chunk;
 use super::kv::{FLOATS, Float};
 use super::{CHUNK, HALF, Job, Scores, Softmax};
+use crate::Buffer;
 use crate::bf16::{interleaved, rounded};
 use crate::elementwise::avx512::exp;
 use crate::tiles::{self, LINE, ROWS, Shape};
@@ -34,17 +35,17 @@ const LANES: usize = 16;
 #[derive(Default)]
 struct Room {
     /// Queries: per sixteen vectors a square for each [`STEP`] of the head.
-    queries: Vec<u32>,
+    queries: Buffer<u32>,
     /// Keys of a chunk: per half a square for each [`STEP`] of the head.
-    keys: Vec<u32>,
+    keys: Buffer<u32>,
     /// Values of a chunk: a square for each sixteen elements of the head.
-    values: Vec<u32>,
+    values: Buffer<u32>,
     /// Weights: a square for each sixteen vectors.
-    weights: Vec<u32>,
+    weights: Buffer<u32>,
     /// Per vector.
-    scores: Vec<Scores>,
+    scores: Buffer<Scores>,
     /// Unnormalised outputs `(vectors, head_dim)`.
-    sums: Vec<f32>,
+    sums: Buffer,
     softmax: Vec<Softmax>,
     /// What each vector sees of the chunk.
     lanes: Vec<(usize, usize)>,
@@ -130,15 +131,12 @@ impl Room {
     fn begin(&mut self, num_vectors: usize, head_dim: usize) {
         assert!(num_vectors <= VECTORS && head_dim.is_multiple_of(STEP), "a block of {num_vectors} x {head_dim}");
         let padded = num_vectors.next_multiple_of(ROWS);
-        self.queries.clear();
-        self.queries.resize(padded * head_dim / 2, 0);
-        self.keys.resize(2 * HALF * head_dim / 2, 0);
-        self.values.resize(CHUNK / 2 * head_dim, 0);
-        self.weights.clear();
-        self.weights.resize(padded / ROWS * SQUARE, 0);
-        self.scores.resize(padded, [0.0; CHUNK]);
-        self.sums.clear();
-        self.sums.resize(padded * head_dim, 0.0);
+        self.queries.size(padded * head_dim / 2).fill(0);
+        self.keys.size(2 * HALF * head_dim / 2);
+        self.values.size(CHUNK / 2 * head_dim);
+        self.weights.size(padded / ROWS * SQUARE).fill(0);
+        self.scores.size(padded);
+        self.sums.size(padded * head_dim).fill(0.0);
         self.softmax.clear();
         self.softmax.resize(num_vectors, Softmax::START);
         self.lanes.resize(num_vectors, (0, 0));
@@ -173,7 +171,7 @@ impl Room {
                 Float::Bf16 => self.round_chunk::<{ Float::Bf16 as usize }>(chunk),
             }
             let whole = Shape { rows: ROWS, bytes_per_row: LINE };
-            tiles::configure([whole; 8]);
+            tiles::configure(&[whole; 4]);
             self.score();
             self.weigh(scale);
             self.add();
@@ -244,9 +242,9 @@ impl Room {
                     asm!(
                         "tileloadd tmm2, [{queries} + {line}]",
                         "tileloadd tmm3, [{first} + {line}]",
-                        "tileloadd tmm4, [{second} + {line}]",
                         "tdpbf16ps tmm0, tmm2, tmm3",
-                        "tdpbf16ps tmm1, tmm2, tmm4",
+                        "tileloadd tmm3, [{second} + {line}]",
+                        "tdpbf16ps tmm1, tmm2, tmm3",
                         queries = in(reg) queries.as_ptr().add(step * SQUARE),
                         first = in(reg) first.as_ptr().add(step * SQUARE),
                         second = in(reg) second.as_ptr().add(step * SQUARE),

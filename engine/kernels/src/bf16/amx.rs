@@ -1,40 +1,50 @@
-//! Products in bf16 with the tile registers of AMX: four of them hold the sums of 32 rows and 32 outputs.
+//! Products in bf16 with the tile registers of AMX: two of them hold the sums of 16 rows and 32 outputs.
+//!
+//! Four registers are in use, for the reason that `tiles.rs` gives. Eight would halve the loads; what those cost while a thread has
+//! its core for itself is won back by the first-level cache: inputs come in chunks whose lines stay there for all rows.
 
 use std::arch::asm;
 use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
+use std::mem::MaybeUninit;
+use std::ops::Range;
 
+use super::product::ROWS as ROWS_MAX;
 use super::{GROUP, LANES, Part, STEP};
 use crate::shared::Place;
 use crate::tiles::{self, LINE, ROWS, Shape};
 
 /// Pairs of a row of a tile register.
 const PAIRS: usize = STEP / 2;
+/// Most pairs of a chunk: the lines of a group take 24 KiB.
+const CHUNK_PAIRS: usize = 12 * PAIRS;
+
+/// Sums between two chunks.
+#[repr(align(64))]
+struct Sums(MaybeUninit<[[f32; GROUP]; ROWS_MAX]>);
 
 /// # Safety
 /// As [`super::Multiply`].
 pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
     part.check();
-    let mut configured = None;
+    assert!(part.rows <= ROWS_MAX, "{} rows of a part", part.rows);
+    let mut sums = Sums(MaybeUninit::uninit());
+    let sums = Place { start: sums.0.as_mut_ptr().cast(), stride: GROUP, add: true };
     let mut ahead = Ahead::of(part);
-    for row in (0..part.rows).step_by(2 * ROWS) {
-        let rows = (part.rows - row).min(2 * ROWS);
-        let heights = (rows.min(ROWS), rows.saturating_sub(ROWS));
-        if configured != Some(heights) {
-            configure(heights);
-            configured = Some(heights);
-        }
-        // SAFETY: `check` has passed, the registers are configured for these rows; the rest is the caller's promise.
-        unsafe {
-            match heights.1 {
-                0 => block::<false>(part, row, place, &mut ahead),
-                _ => block::<true>(part, row, place, &mut ahead),
-            }
+    let whole = Shape { rows: ROWS, bytes_per_row: LINE };
+    tiles::configure(&[whole; 4]);
+    // Equal chunks.
+    let step = part.pairs.div_ceil(part.pairs.div_ceil(CHUNK_PAIRS).max(1)).next_multiple_of(PAIRS).max(PAIRS);
+    for first in (0..part.pairs).step_by(step) {
+        let pairs = first..part.pairs.min(first + step);
+        for row in (0..part.rows).step_by(ROWS) {
+            // SAFETY: `check` has passed, the registers are configured, and the sums have every row; the rest is the caller's promise.
+            unsafe { block(part, row, pairs.clone(), place.from_row(row), sums.from_row(row), &mut ahead) };
         }
     }
     tiles::release();
 }
 
-/// Lines that are multiplied next: with each pair of squares as many are asked for as it takes to have asked for all in the end.
+/// Lines that are multiplied next: with each square as many are asked for as it takes to have asked for all in the end.
 struct Ahead {
     halves: [*const u32; 2],
     /// Of each half.
@@ -44,7 +54,7 @@ struct Ahead {
 
 impl Ahead {
     fn of(part: &Part<'_>) -> Ahead {
-        let num_steps = part.rows.div_ceil(2 * ROWS) * (part.pairs / PAIRS);
+        let num_steps = part.rows.div_ceil(ROWS) * (part.pairs / PAIRS);
         let num_lines = part.next[0].len().div_ceil(LANES);
         let lines_per_step = num_lines.div_ceil(num_steps.max(1));
         Ahead { halves: part.next.map(<[u32]>::as_ptr), lines_left: num_lines, lines_per_step }
@@ -64,77 +74,109 @@ impl Ahead {
     }
 }
 
-/// Registers 0 to 3 for the sums: the upper rows with both halves of the outputs, then the lower rows; 4 and 5 for the upper and
-/// the lower rows of activations; 6 and 7 for both halves of the weights.
-fn configure((upper, lower): (usize, usize)) {
-    let rows = |rows| Shape { rows, bytes_per_row: LINE };
-    let (upper, lower) = (rows(upper), rows(lower));
-    tiles::configure([upper, upper, lower, lower, upper, lower, rows(PAIRS), rows(PAIRS)]);
-}
-
-/// Computes up to 32 rows; the lower ones only where there are some.
+/// Adds the products of a chunk to up to 16 rows: from the outputs, or zeros, in the first chunk, to the outputs in the last, and by
+/// way of the sums in between. Fewer rows than a tile register has pass through the sums in the first and the last chunk too.
 ///
 /// # Safety
-/// `Part::check` has passed, [`configure`] was called for the rows from `row` on, and the place has them.
+/// `Part::check` has passed, and both places begin with the row: `out` has those of the part, `sums` as many as a tile register.
 #[inline]
-unsafe fn block<const LOWER: bool>(part: &Part<'_>, row: usize, place: Place, ahead: &mut Ahead) {
-    let out = place.start.wrapping_add(row * place.stride);
-    let lower_out = out.wrapping_add(ROWS * place.stride);
-    let out_stride = place.stride * size_of::<f32>();
-    let x = part.x.as_ptr().wrapping_add(part.row(row));
-    let lower_x = x.wrapping_add(part.block_len);
-    // SAFETY: the caller's promise. Tile registers are nothing that the compiler uses, so they keep their contents in between.
+unsafe fn block(part: &Part<'_>, row: usize, pairs: Range<usize>, out: Place, sums: Place, ahead: &mut Ahead) {
+    let rows = ROWS.min(part.rows - row);
+    let (is_first, is_last) = (pairs.start == 0, pairs.end == part.pairs);
+    // SAFETY: the caller's promise.
     unsafe {
-        if place.add {
-            asm!("tileloadd tmm0, [{out} + {stride}]", "tileloadd tmm1, [{out} + {stride} + 64]",
-                out = in(reg) out, stride = in(reg) out_stride, options(nostack, readonly));
-        } else {
-            asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
+        let start = match is_first {
+            true if rows == ROWS => out,
+            true => {
+                copy(out, sums, if out.add { rows } else { 0 });
+                Place { add: out.add, ..sums }
+            }
+            false => sums,
+        };
+        load(start);
+        if is_last {
+            // The outputs are asked for while they are computed.
+            for row in 0..rows {
+                let line = out.from_row(row).start.cast();
+                _mm_prefetch::<_MM_HINT_ET0>(line);
+                _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_byte_add(LINE));
+            }
         }
-        if LOWER && place.add {
-            asm!("tileloadd tmm2, [{out} + {stride}]", "tileloadd tmm3, [{out} + {stride} + 64]",
-                out = in(reg) lower_out, stride = in(reg) out_stride, options(nostack, readonly));
-        } else if LOWER {
-            asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        add_products(part, row, pairs, ahead);
+        match is_last {
+            true if rows == ROWS => store(out),
+            true => {
+                store(sums);
+                copy(sums, out, rows);
+            }
+            false => store(sums),
         }
-        // The outputs are asked for while they are computed.
-        for row in 0..if LOWER { 2 * ROWS } else { ROWS } {
-            let line = out.wrapping_add(row * place.stride).cast();
-            _mm_prefetch::<_MM_HINT_ET0>(line);
-            _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_byte_add(LINE));
-        }
-        for pair in (0..part.pairs).step_by(PAIRS) {
-            let lines = part.lines.map(|lines| lines.as_ptr().wrapping_add(pair * LANES));
-            ahead.ask();
+    }
+}
+
+/// Registers 0 and 1 hold the sums of both halves of the outputs, 2 the activations, and 3 the weights of one half.
+///
+/// # Safety
+/// As [`block`].
+#[inline(always)]
+unsafe fn add_products(part: &Part<'_>, row: usize, pairs: Range<usize>, ahead: &mut Ahead) {
+    let x = part.x.as_ptr().wrapping_add(part.row(row));
+    for pair in pairs.step_by(PAIRS) {
+        let lines = part.lines.map(|lines| lines.as_ptr().wrapping_add(pair * LANES));
+        ahead.ask();
+        // SAFETY: the caller's promise. Tile registers are nothing that the compiler uses, so they keep their contents in between.
+        unsafe {
             asm!(
-                "tileloadd tmm6, [{first} + {line}]",
-                "tileloadd tmm4, [{x} + {line}]",
-                "tileloadd tmm7, [{second} + {line}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm2, [{x} + {line}]",
+                "tileloadd tmm3, [{first} + {line}]",
+                "tdpbf16ps tmm0, tmm2, tmm3",
+                "tileloadd tmm3, [{second} + {line}]",
+                "tdpbf16ps tmm1, tmm2, tmm3",
                 first = in(reg) lines[0],
                 second = in(reg) lines[1],
                 x = in(reg) x.wrapping_add(pair * ROWS),
                 line = in(reg) LINE,
                 options(nostack, readonly),
             );
-            if LOWER {
-                asm!(
-                    "tileloadd tmm5, [{x} + {line}]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    x = in(reg) lower_x.wrapping_add(pair * ROWS),
-                    line = in(reg) LINE,
-                    options(nostack, readonly),
-                );
-            }
         }
-        asm!("tilestored [{out} + {stride}], tmm0", "tilestored [{out} + {stride} + 64], tmm1",
-            out = in(reg) out, stride = in(reg) out_stride, options(nostack));
-        if LOWER {
-            asm!("tilestored [{out} + {stride}], tmm2", "tilestored [{out} + {stride} + 64], tmm3",
-                out = in(reg) lower_out, stride = in(reg) out_stride, options(nostack));
+    }
+}
+
+/// Starts with the sums of a place, or with zeros.
+///
+/// # Safety
+/// The registers are configured to be whole, and a place that is added to has [`ROWS`] rows.
+#[inline(always)]
+unsafe fn load(place: Place) {
+    let stride = place.stride * size_of::<f32>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        if place.add {
+            asm!("tileloadd tmm0, [{start} + {stride}]", "tileloadd tmm1, [{start} + {stride} + 64]",
+                start = in(reg) place.start, stride = in(reg) stride, options(nostack, readonly));
+        } else {
+            asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
         }
     }
     const { assert!(GROUP * size_of::<f32>() == 2 * LINE, "a row of a group is two rows of tile registers") };
+}
+
+/// # Safety
+/// The registers are configured to be whole, and the place has [`ROWS`] rows.
+#[inline(always)]
+unsafe fn store(place: Place) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("tilestored [{start} + {stride}], tmm0", "tilestored [{start} + {stride} + 64], tmm1",
+            start = in(reg) place.start, stride = in(reg) place.stride * size_of::<f32>(), options(nostack));
+    }
+}
+
+/// # Safety
+/// Both places have so many rows and do not overlap.
+unsafe fn copy(from: Place, to: Place, rows: usize) {
+    for row in 0..rows {
+        // SAFETY: the caller's promise.
+        unsafe { to.from_row(row).start.copy_from_nonoverlapping(from.from_row(row).start, GROUP) };
+    }
 }

@@ -6,14 +6,14 @@ use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, has_rounding, num_pairs};
 use crate::shared::SharedMut;
 use crate::source::{Source, TASK_ELEMENTS};
 use crate::table::Table;
-use crate::{Isa, Pool};
+use crate::{Buffer, Isa, Pool};
 
 /// Rounded rows, reused from product to product; they grow to the largest shape they have held.
 #[derive(Default)]
 pub struct Rounded {
     rows: usize,
     cols: usize,
-    pairs: Vec<u32>,
+    pairs: Buffer<u32>,
 }
 
 impl Rounded {
@@ -26,7 +26,7 @@ impl Rounded {
     pub fn reserve(&mut self, rows: usize, cols: usize) {
         let len = rows.div_ceil(BLOCK_ROWS) * block_len(cols);
         if self.pairs.len() < len {
-            self.pairs.resize(len, 0);
+            self.pairs.size(len);
         }
     }
 

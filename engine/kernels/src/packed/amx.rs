@@ -129,13 +129,12 @@ fn kernel<const FORMAT: usize>(job: &TileJob<'_>, sums: &mut Sums) {
     tiles::release();
 }
 
-/// Configures the tile registers of this thread: 0 and 1 for sums, 2 and 3 for activations, 4 and 5 for codes.
+/// Configures the tile registers of this thread: 0 for sums, 1 for activations, 2 for codes. Why so few, `bf16/amx.rs` says.
 fn configure(rows: usize, units: Units) {
     let sums = Shape { rows, bytes_per_row: LINE };
     let x = Shape { rows, bytes_per_row: units.cols };
     let codes = Shape { rows: units.cols / 4, bytes_per_row: LINE };
-    let unused = Shape::default();
-    tiles::configure([sums, sums, x, x, codes, codes, unused, unused]);
+    tiles::configure(&[sums, x, codes]);
 }
 
 /// Makes the integer sums of `num` units from unit `first` on: those of the codes as stored, with their offset.
@@ -156,17 +155,12 @@ unsafe fn dots<const FORMAT: usize>(job: &TileJob<'_>, first: usize, num: usize,
         codes = unpacked.0.as_ptr();
     }
     let x = job.group.values[first_block * job.group.rows..].as_ptr().cast::<i8>();
-    let operands = |unit: usize| {
+    for (unit, sums) in out.0[..num].iter_mut().enumerate() {
         let (block, half) = (unit / per_block, unit % per_block);
         let x = x.wrapping_add(block * job.group.rows * X_STRIDE + half * units.cols);
-        (x, codes.wrapping_add(unit * (BLOCK_CODES / per_block)))
-    };
-    for unit in (0..num).step_by(2) {
-        // The last of an odd number is computed twice.
-        let pair = [unit, (unit + 1).min(num - 1)];
-        let sums = pair.map(|unit| out.0[unit].as_mut_ptr().cast());
+        let codes = codes.wrapping_add(unit * (BLOCK_CODES / per_block));
         // SAFETY: the caller's promise: rows of activations and codes lie where the layouts of the group and the tile say.
-        unsafe { multiply(pair.map(operands), sums) };
+        unsafe { multiply(x, codes, sums) };
     }
 }
 
@@ -191,31 +185,23 @@ unsafe fn unpack<const FORMAT: usize>(codes: *const u8, out: &mut [u8]) {
     }
 }
 
-/// Multiplies the activations and the codes of two units; the sums have [`GROUP_ROWS`] rows of [`TILE`].
+/// Multiplies the activations and the codes of a unit.
 ///
 /// # Safety
 /// [`configure`] was called, and the operands hold what its shapes say.
 #[inline(always)]
-unsafe fn multiply(operands: [(*const i8, *const u8); 2], sums: [*mut i32; 2]) {
+unsafe fn multiply(x: *const i8, codes: *const u8, sums: &mut [[i32; TILE]; GROUP_ROWS]) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
             "tilezero tmm0",
-            "tilezero tmm1",
-            "tileloadd tmm2, [{x0} + {x_stride}]",
-            "tileloadd tmm4, [{codes0} + {line}]",
-            "tileloadd tmm3, [{x1} + {x_stride}]",
-            "tileloadd tmm5, [{codes1} + {line}]",
-            "tdpbsud tmm0, tmm2, tmm4",
-            "tdpbsud tmm1, tmm3, tmm5",
-            "tilestored [{sums0} + {line}], tmm0",
-            "tilestored [{sums1} + {line}], tmm1",
-            x0 = in(reg) operands[0].0,
-            codes0 = in(reg) operands[0].1,
-            x1 = in(reg) operands[1].0,
-            codes1 = in(reg) operands[1].1,
-            sums0 = in(reg) sums[0],
-            sums1 = in(reg) sums[1],
+            "tileloadd tmm1, [{x} + {x_stride}]",
+            "tileloadd tmm2, [{codes} + {line}]",
+            "tdpbsud tmm0, tmm1, tmm2",
+            "tilestored [{sums} + {line}], tmm0",
+            x = in(reg) x,
+            codes = in(reg) codes,
+            sums = in(reg) sums.as_mut_ptr(),
             x_stride = in(reg) X_STRIDE,
             line = in(reg) LINE,
             options(nostack),

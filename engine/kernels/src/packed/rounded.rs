@@ -13,14 +13,14 @@ use crate::bf16::product::{PAIRS, ROWS, multiply_to};
 use crate::bf16::{GROUP, LANES, Multiply, Part, Rounded, multiply, num_pairs};
 use crate::shared::{Place, SharedMut};
 use crate::table::Table;
-use crate::{Isa, Pool};
+use crate::{Buffer, Isa, Pool};
 
 /// Multiply-adds that are worth a task.
 const MIN_TASK: usize = 1 << 17;
 
 thread_local! {
     /// The decoded lines of a part; grows once.
-    static LINES: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static LINES: RefCell<Buffer<u32>> = RefCell::default();
 }
 
 /// A product that tasks share.
@@ -78,13 +78,13 @@ pub(crate) fn run_rounded(
 
 impl Run<'_> {
     /// Computes a group of outputs for all rows.
-    fn group(&self, product: &WidenedProduct<'_>, group: usize, lines: &mut Vec<u32>) {
+    fn group(&self, product: &WidenedProduct<'_>, group: usize, lines: &mut Buffer<u32>) {
         let (weight, num_rows) = (product.weight, self.x.rows());
         let outputs = group * GROUP..weight.rows().min((group + 1) * GROUP);
         let num_pairs = num_pairs(weight.cols());
         // Equal parts.
         let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(BLOCK_PAIRS);
-        lines.resize(2 * PAIRS * LANES, 0);
+        let lines = lines.size(2 * PAIRS * LANES);
         for first in (0..num_pairs).step_by(step) {
             let pairs = first..num_pairs.min(first + step);
             let (upper, lower) = lines[..2 * pairs.len() * LANES].split_at_mut(pairs.len() * LANES);

@@ -21,6 +21,8 @@ mod tests;
 
 use std::ops::Range;
 
+use crate::Buffer;
+
 pub(crate) use run::run;
 
 /// Values per block.
@@ -38,8 +40,8 @@ pub struct Quantized {
     rows: usize,
     cols: usize,
     group_max: usize,
-    values: Vec<[i8; BLOCK]>,
-    meta: Meta<Vec<f32>, Vec<i32>, Vec<[i32; 2]>>,
+    values: Buffer<[i8; BLOCK]>,
+    meta: Meta<Buffer, Buffer<i32>, Buffer<[i32; 2]>>,
 }
 
 /// What belongs to the blocks, each in its own array.
@@ -92,11 +94,11 @@ impl Quantized {
         (self.rows, self.cols, self.group_max) = (rows, cols, group_max);
         let len = rows * cols / BLOCK;
         if self.values.len() < len {
-            self.values.resize(len, [0; BLOCK]);
-            self.meta.scales.resize(len, 0.0);
-            self.meta.scaled_sums.resize(len, 0.0);
-            self.meta.negative_sums.resize(len, 0);
-            self.meta.negative_half_sums.resize(len, [0; 2]);
+            self.values.size(len);
+            self.meta.scales.size(len);
+            self.meta.scaled_sums.size(len);
+            self.meta.negative_sums.size(len);
+            self.meta.negative_half_sums.size(len);
         }
     }
 

@@ -18,7 +18,7 @@ use super::product::{Out, multiply};
 use super::table::TrainingTable;
 use super::view::View;
 use crate::shared::SharedMut;
-use crate::{Pool, reduce};
+use crate::{Buffer, Pool, reduce};
 
 /// Queries of one head that are computed together: whole tiles, and with a thousand keys 192 KiB of scores.
 const QUERIES: usize = 48;
@@ -102,14 +102,14 @@ thread_local! {
     /// Buffers of the task that a thread is at.
     static SCRATCH: RefCell<(Context, Work)> = RefCell::default();
     /// Gradients of keys and values by query head, of the call that a thread is at.
-    static BY_HEAD: RefCell<[Vec<f32>; 2]> = RefCell::default();
+    static BY_HEAD: RefCell<[Buffer; 2]> = RefCell::default();
 }
 
 /// The keys and values that a segment sees, gathered and packed as its products need them.
 #[derive(Default)]
 struct Context {
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: Buffer,
+    v: Buffer,
     k_transposed: Panels,
     v_transposed: Panels,
     k_panels: Panels,
@@ -164,8 +164,7 @@ impl CausalAttention<'_> {
         assert!(d_q.len() == self.q.len() && d_k.len() == self.k.len() && d_v.len() == self.v.len(), "gradients");
         let d_q = SharedMut::new(d_q);
         BY_HEAD.with_borrow_mut(|by_head| {
-            by_head.iter_mut().for_each(|values| values.resize(self.q.len(), 0.0));
-            let [by_head_k, by_head_v] = by_head;
+            let [by_head_k, by_head_v] = by_head.each_mut().map(|values| values.size(self.q.len()));
             let gradients = [&d_q, &SharedMut::new(by_head_k), &SharedMut::new(by_head_v)];
             self.jobs(table, pool, |job, tree| job.backward(tree, attended, gradients));
             self.add_heads(pool, by_head_k, d_k);
@@ -197,11 +196,11 @@ impl Job<'_> {
         let (args, len) = (self.args, self.args.head_dim);
         let (stride, kv_head) = (args.kv_heads * len, self.head / (args.heads / args.kv_heads));
         let rows = || segment.prefix.clone().chain(segment.rows.clone());
+        let num = rows().count();
         for (from, to) in [(args.k, &mut context.k), (args.v, &mut context.v)] {
-            to.clear();
-            rows().for_each(|row| to.extend_from_slice(&from[row * stride + kv_head * len..][..len]));
+            let to = to.size(num * len).chunks_exact_mut(len);
+            rows().zip(to).for_each(|(row, to)| to.copy_from_slice(&from[row * stride + kv_head * len..][..len]));
         }
-        let num = context.k.len() / len;
         let (k, v) = (View::new(&context.k, num, len), View::new(&context.v, num, len));
         context.k_transposed.pack(self.table, &k.transposed(), 0..len, 0..num);
         if backward {
@@ -254,7 +253,7 @@ impl Job<'_> {
         SCRATCH.with_borrow_mut(|(context, work)| {
             for segment in &tree.segments {
                 let num = self.context(segment, context, false);
-                work.p.resize(QUERIES * num, 0.0);
+                work.p.size(QUERIES * num);
                 Job::blocks(segment)
                     .for_each(|block| self.forward_block(&block, context, &mut work.p, (out, log_sums)));
             }
@@ -389,20 +388,19 @@ impl Block {
 /// Buffers of the backward pass of a segment.
 #[derive(Default)]
 struct Work {
-    p: Vec<f32>,
-    d_p: Vec<f32>,
-    d_k: Vec<f32>,
-    d_v: Vec<f32>,
+    p: Buffer,
+    d_p: Buffer,
+    d_k: Buffer,
+    d_v: Buffer,
     panels: Panels,
 }
 
 impl Work {
     fn begin(&mut self, num: usize, len: usize) {
-        self.p.resize(QUERIES * num, 0.0);
-        self.d_p.resize(QUERIES * num, 0.0);
+        self.p.size(QUERIES * num);
+        self.d_p.size(QUERIES * num);
         for sums in [&mut self.d_k, &mut self.d_v] {
-            sums.clear();
-            sums.resize(num * len, 0.0);
+            sums.size(num * len).fill(0.0);
         }
     }
 }

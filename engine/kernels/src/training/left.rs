@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::table::{TILE_ROWS, Tile, TrainingTable};
 use super::view::View;
 use crate::shared::SharedMut;
-use crate::{Pool, zeros_on_huge_pages};
+use crate::{Buffer, Pool};
 
 /// Tiles that a task interleaves.
 const TASK_TILES: usize = 2;
@@ -88,7 +88,7 @@ impl<'a> Left<'a> {
 /// Interleaved blocks of a left factor, `step` terms of the depth each.
 #[derive(Default)]
 pub(super) struct Interleaved {
-    data: Vec<f32>,
+    data: Buffer,
     rows: usize,
     depth: usize,
     step: usize,
@@ -101,10 +101,7 @@ impl Interleaved {
         let heights = Heights::of(view.rows);
         let num_tiles = heights.num_tiles;
         let len = num_tiles * TILE_ROWS * view.cols;
-        if self.data.len() < len {
-            self.data = zeros_on_huge_pages(len);
-        }
-        let data = SharedMut::new(&mut self.data);
+        let data = SharedMut::new(self.data.size(len));
         pool.run(num_tiles.div_ceil(TASK_TILES), |task| {
             for first in (0..view.cols).step_by(step) {
                 let depth = step.min(view.cols - first);

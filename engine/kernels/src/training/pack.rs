@@ -4,16 +4,16 @@ use std::ops::Range;
 
 use super::table::{PANEL_COLS, TrainingTable};
 use super::view::View;
-use crate::Matrix;
 use crate::table::Table;
+use crate::{Buffer, Matrix};
 
 /// A packed block of the right factor; panel `p` holds columns `16 p ..` as `(depth, 16)`, filled up with zeros.
 #[derive(Default)]
 pub(super) struct Panels {
-    data: Vec<f32>,
+    data: Buffer,
     depth: usize,
     /// Decoded weights on their way into panels.
-    decoded: Vec<f32>,
+    decoded: Buffer,
 }
 
 impl Panels {
@@ -24,10 +24,7 @@ impl Panels {
 
     fn begin(&mut self, depth: usize, cols: usize) {
         self.depth = depth;
-        let len = cols.next_multiple_of(PANEL_COLS) * depth;
-        if self.data.len() < len {
-            self.data.resize(len, 0.0);
-        }
+        self.data.size(cols.next_multiple_of(PANEL_COLS) * depth);
     }
 
     fn panel_mut(&mut self, index: usize) -> &mut [f32] {
@@ -78,7 +75,7 @@ impl Panels {
         }
         self.begin(depth.len(), rows.len());
         let mut decoded = std::mem::take(&mut self.decoded);
-        decoded.resize(PANEL_COLS * depth.len(), 0.0);
+        decoded.size(PANEL_COLS * depth.len());
         for (index, first) in rows.clone().step_by(PANEL_COLS).enumerate() {
             let num_rows = PANEL_COLS.min(rows.end - first);
             for (i, out) in decoded.chunks_exact_mut(depth.len().max(1)).enumerate() {
@@ -108,7 +105,7 @@ impl Panels {
         }
         self.begin(depth.len(), cols.len());
         let mut decoded = std::mem::take(&mut self.decoded);
-        decoded.resize(cols.len().next_multiple_of(PANEL_COLS), 0.0);
+        decoded.size(cols.len().next_multiple_of(PANEL_COLS));
         decoded[cols.len()..].fill(0.0);
         let stride = self.depth * PANEL_COLS;
         for (line, row) in depth.enumerate() {

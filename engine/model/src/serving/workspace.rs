@@ -1,6 +1,6 @@
 //! The buffers of the serving pass, made once for the largest step.
 
-use bespoke_kernels::{AttentionRow, KvSlot, Quantized, Rounded};
+use bespoke_kernels::{AttentionRow, Buffer, KvSlot, Quantized, Rounded};
 
 use super::{Model, Step};
 use crate::{ModelConfig, ModelError};
@@ -15,24 +15,24 @@ pub struct Workspace {
     num_rows: usize,
     widths: Widths,
     /// **Shapes**: `(T, D)`.
-    pub(super) hidden: Vec<f32>,
-    normed: Vec<f32>,
-    projected: Vec<f32>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    heads: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    pub(super) hidden: Buffer,
+    normed: Buffer,
+    projected: Buffer,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    heads: Buffer,
+    gate: Buffer,
+    up: Buffer,
     positions: Vec<u32>,
     slots: Vec<KvSlot>,
     /// Kept only for its capacity.
     visible: Vec<AttentionRow<'static>>,
     /// Indices of the rows that want logits.
     wanted: Vec<usize>,
-    gathered: Vec<f32>,
-    logits_normed: Vec<f32>,
-    logits: Vec<f32>,
+    gathered: Buffer,
+    logits_normed: Buffer,
+    logits: Buffer,
     /// The quantized input of a projection.
     quantized: Quantized,
     /// The same of the rows of prompts, rounded, where they are computed so.
@@ -84,7 +84,7 @@ impl Workspace {
     /// Allocates the buffers.
     pub fn new(model: &Model, max_rows: usize, max_logit_rows: usize) -> Workspace {
         let widths = Widths::of(model.config());
-        let buffer = |width: usize| vec![0.0; max_rows * width];
+        let buffer = |width: usize| Buffer::zeroed(max_rows * width);
         let mut quantized = Quantized::new();
         let widest = widths.hidden.max(widths.query).max(widths.intermediate);
         quantized.reserve(max_rows.max(max_logit_rows), widest.next_multiple_of(QUANTIZED_BLOCK));
@@ -110,9 +110,9 @@ impl Workspace {
             slots: Vec::with_capacity(max_rows),
             visible: Vec::with_capacity(max_rows),
             wanted: Vec::with_capacity(max_logit_rows),
-            gathered: vec![0.0; max_logit_rows * widths.hidden],
-            logits_normed: vec![0.0; max_logit_rows * widths.hidden],
-            logits: vec![0.0; max_logit_rows * widths.vocab],
+            gathered: Buffer::zeroed(max_logit_rows * widths.hidden),
+            logits_normed: Buffer::zeroed(max_logit_rows * widths.hidden),
+            logits: Buffer::zeroed(max_logit_rows * widths.vocab),
             quantized,
             rounded,
         }
