@@ -135,9 +135,12 @@ fn bf16(c: &mut Criterion) {
     for (rows, cols) in SHAPES {
         let one = matrix(DType::Bf16, rows, cols);
         for direction in [Direction::Forward, Direction::Backward] {
-            let copies: Vec<_> = std::iter::repeat_n((&one, direction), PACKED_SET.div_ceil(2 * rows * cols)).collect();
+            let copies: Vec<_> = std::iter::repeat_n(&one, PACKED_SET.div_ceil(2 * rows * cols)).collect();
             let weights = Bf16Matrix::pack_all(&copies, all.last().expect("at least scalar").pool());
-            let (inputs, outputs) = (weights[0].inputs(), weights[0].outputs());
+            let (inputs, outputs) = match direction {
+                Direction::Forward => (cols, rows),
+                Direction::Backward => (rows, cols),
+            };
             for n in [1, 16, 150] {
                 let (x, mut out) = (floats(n * inputs), vec![0.0; n * outputs]);
                 let mut group = c.benchmark_group(format!("bf16/{direction:?}/n={n}/{rows}x{cols}"));
@@ -148,7 +151,10 @@ fn bf16(c: &mut Criterion) {
                     }
                     let mut turn = weights.iter().cycle();
                     group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
-                        b.iter(|| kernels.matmul_bf16(&x, turn.next().expect("a cycle"), false, black_box(&mut out)));
+                        b.iter(|| {
+                            let w = (turn.next().expect("a cycle"), direction);
+                            kernels.matmul_bf16(&x, w, false, black_box(&mut out));
+                        });
                     });
                 }
             }

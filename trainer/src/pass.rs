@@ -12,7 +12,7 @@ mod forward;
 mod head;
 mod linear;
 
-use bespoke_kernels::{Buffer, CausalAttention};
+use bespoke_kernels::{Buffer, CausalAttention, Rounded};
 
 use crate::base::Base;
 use crate::batch::Batch;
@@ -68,6 +68,8 @@ struct Work {
     /// Inputs of factors with dropout, and gradients on their way back.
     dropped: Buffer,
     d_low: Buffer,
+    /// Inputs of frozen matrices, where these are in bf16.
+    rounded: Rounded,
 }
 
 /// An adapter in use, and what is dropped of its inputs.

@@ -11,7 +11,9 @@ use crate::quantized;
 use crate::shared::SharedMut;
 use crate::source::Source;
 use crate::table::Table;
-use crate::{Attention, Bf16Matrix, Isa, KernelsError, KvBuffer, Matrix, NewRows, Pool, Quantized, Rope, Rounded};
+use crate::{
+    Attention, Bf16Matrix, Direction, Isa, KernelsError, KvBuffer, Matrix, NewRows, Pool, Quantized, Rope, Rounded,
+};
 
 /// Elements that are worth a task of an elementwise kernel: a few microseconds.
 const TASK_ELEMENTS: usize = 1 << 13;
@@ -135,11 +137,18 @@ impl Kernels {
         self.isa == Isa::Amx
     }
 
-    /// `out = x w`, or adds it: both factors rounded to bf16, sums in `f32`.
+    /// `out = x w^T`, or backwards `x w`, or adds it: both factors rounded to bf16, sums in `f32`.
     ///
-    /// **Shapes**: `x` `(n, w.inputs())`, `out` `(n, w.outputs())`. **Panics** if a length does not fit.
-    pub fn matmul_bf16(&self, x: &[f32], w: &Bf16Matrix, accumulate: bool, out: &mut [f32]) {
+    /// **Shapes**: `x` `(n, cols)`, `out` `(n, rows)`, backwards the other way round. **Panics** if a length does not fit.
+    pub fn matmul_bf16(&self, x: &[f32], w: (&Bf16Matrix, Direction), accumulate: bool, out: &mut [f32]) {
         bf16::run((self.isa, self.table, &self.pool), x, w, accumulate, out);
+    }
+
+    /// [`Kernels::matmul_bf16`] of rows that [`Kernels::round`] has rounded, for several products of the same rows.
+    ///
+    /// **Panics** if a length does not fit.
+    pub fn matmul_rounded(&self, x: &Rounded, w: (&Bf16Matrix, Direction), accumulate: bool, out: &mut [f32]) {
+        bf16::run_rounded((self.isa, &self.pool), x, w, accumulate, out);
     }
 
     /// Whether the instruction set has products in bf16, so that [`Kernels::matmul_bf16`] need not widen its factors to floats.

@@ -53,7 +53,7 @@ impl Pass<'_> {
         }
         let d_wide = work.d_heads.size(rows * config.intermediate_size);
         let inputs = Inputs { x: wide, low: &kept.low[Target::Down.index()], d_out: &work.x };
-        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
+        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
         down.backward(&inputs, Some((d_wide, false)), gradients, buffers);
         kernels.swiglu_backward(&mut kept.gate, &mut kept.up, d_wide);
         let (gate, up) = (module(Target::Gate), module(Target::Up));
@@ -65,7 +65,7 @@ impl Pass<'_> {
         for (module, target, d_out, add) in [(gate, Target::Gate, &kept.gate, false), (up, Target::Up, &kept.up, true)]
         {
             let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
-            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
+            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
             module.backward(&inputs, Some((d_normed, add)), gradients, buffers);
         }
         kernels.rms_norm_backward((&kept.middle, &weights.ffn_norm, config.norm_eps), d_normed, &mut work.x);
@@ -86,7 +86,7 @@ impl Pass<'_> {
         let work = &mut self.work;
         let d_heads = work.d_heads.size(kept.heads.len());
         let inputs = Inputs { x: &kept.heads, low: &kept.low[Target::O.index()], d_out: &work.x };
-        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
+        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
         module(Target::O).backward(&inputs, Some((d_heads, false)), gradients, buffers);
         let attended = Attended { out: &kept.heads, log_sums: &kept.log_sums, d_out: d_heads };
         let (d_q, d_k) = (work.d_q.size(kept.q.len()), work.d_k.size(kept.k.len()));
@@ -113,7 +113,7 @@ impl Pass<'_> {
                 continue;
             }
             let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
-            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
+            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
             let d_x = goes_on.then_some((&mut *d_normed, target != Target::Q));
             module.backward(&inputs, d_x, gradients, buffers);
         }

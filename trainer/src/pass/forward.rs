@@ -63,6 +63,7 @@ impl Pass<'_> {
         let work = &mut self.work;
         let normed = work.normed.size(rows * config.hidden_size);
         kernels.rms_norm(&work.x, &weights.attn_norm, config.norm_eps, normed);
+        let input = weights.linears[0].weight.rows(kernels, normed, config.hidden_size, &mut work.rounded);
         let outputs = [
             (Target::Q, &mut kept.q, config.query_size()),
             (Target::K, &mut kept.k, config.kv_size()),
@@ -70,7 +71,7 @@ impl Pass<'_> {
         ];
         for (target, out, width) in outputs {
             let low = &mut kept.low[target.index()];
-            module(target).forward(normed, out.size(rows * width), low, &mut work.dropped);
+            module(target).forward(input, out.size(rows * width), low, &mut work.dropped);
         }
         if let Some(norms) = &weights.head_norms {
             for ((raw, heads), norm) in kept.raw.iter_mut().zip([&mut kept.q, &mut kept.k]).zip(norms) {
@@ -88,7 +89,9 @@ impl Pass<'_> {
         (kept.heads, kept.log_sums) = (heads, log_sums);
         let work = &mut self.work;
         let out = work.normed.size(rows * config.hidden_size);
-        module(Target::O).forward(&kept.heads, out, &mut kept.low[Target::O.index()], &mut work.dropped);
+        let o = module(Target::O);
+        let input = o.linear.weight.rows(kernels, &kept.heads, config.query_size(), &mut work.rounded);
+        o.forward(input, out, &mut kept.low[Target::O.index()], &mut work.dropped);
         kernels.add(&mut work.x, out);
     }
 
@@ -99,13 +102,17 @@ impl Pass<'_> {
         let work = &mut self.work;
         let normed = work.normed.size(rows * config.hidden_size);
         kernels.rms_norm(&work.x, &weights.ffn_norm, config.norm_eps, normed);
+        let input =
+            weights.linears[Target::Gate.index()].weight.rows(kernels, normed, config.hidden_size, &mut work.rounded);
         for (target, out) in FEED_FORWARD.into_iter().zip([&mut kept.gate, &mut kept.up]) {
             let out = out.size(rows * config.intermediate_size);
-            module(target).forward(normed, out, &mut kept.low[target.index()], &mut work.dropped);
+            module(target).forward(input, out, &mut kept.low[target.index()], &mut work.dropped);
         }
         let wide = work.wide.size(rows * config.intermediate_size);
         kernels.swiglu_into(&kept.gate, &kept.up, wide);
-        module(Target::Down).forward(wide, normed, &mut kept.low[Target::Down.index()], &mut work.dropped);
+        let down = module(Target::Down);
+        let input = down.linear.weight.rows(kernels, wide, config.intermediate_size, &mut work.rounded);
+        down.forward(input, normed, &mut kept.low[Target::Down.index()], &mut work.dropped);
         kernels.add(&mut work.x, normed);
     }
 }

@@ -38,12 +38,14 @@ impl Pass<'_> {
         for first in (0..num).step_by(ROWS) {
             let rows = first..num.min(first + ROWS);
             let logits = kept.logits.size(rows.len() * vocab);
-            base.output.forward(kernels, &normed[rows.start * width..rows.end * width], logits);
+            let input = &normed[rows.start * width..rows.end * width];
+            base.output.forward(kernels, base.output.rows(kernels, input, width, &mut self.work.rounded), logits);
             let targets: Vec<u32> = batch.scored[rows.clone()].iter().map(|scored| scored.target).collect();
             let out = &mut logprobs[rows.clone()];
             kernels.row_losses(RowLosses { logits, targets: &targets, logprobs: out, gradient });
             if gradient {
-                base.output.backward(kernels, logits, false, &mut unit[rows.start * width..rows.end * width]);
+                let d_logits = base.output.rows(kernels, logits, vocab, &mut self.work.rounded);
+                base.output.backward(kernels, d_logits, false, &mut unit[rows.start * width..rows.end * width]);
             }
         }
         logprobs

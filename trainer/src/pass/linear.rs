@@ -1,9 +1,10 @@
 //! A frozen linear module with its factors: `y = W x + b + scale B A dropout(x)`, and its gradients.
 
-use bespoke_kernels::{Buffer, Kernels, Product, Right, View};
+use bespoke_kernels::{Buffer, Kernels, Product, Right, Rounded, View};
 
 use super::Adapted;
 use crate::base::BaseLinear;
+use crate::frozen::Rows;
 use crate::lora::{Factors, Lora};
 use crate::random::Dropout;
 use crate::target::Target;
@@ -26,10 +27,11 @@ pub(super) struct Inputs<'a> {
     pub(super) d_out: &'a [f32],
 }
 
-/// Buffers of the factors.
+/// Buffers of a module's backward pass.
 pub(super) struct Buffers<'a> {
     pub(super) dropped: &'a mut Buffer,
     pub(super) d_low: &'a mut Buffer,
+    pub(super) rounded: &'a mut Rounded,
 }
 
 impl<'a> Module<'a> {
@@ -44,11 +46,12 @@ impl<'a> Module<'a> {
     }
 
     /// Computes the module; `low` is left for the backward pass.
-    pub(super) fn forward(&self, x: &[f32], out: &mut [f32], low: &mut Buffer, dropped: &mut Buffer) {
+    pub(super) fn forward(&self, x: Rows<'_>, out: &mut [f32], low: &mut Buffer, dropped: &mut Buffer) {
         let (w, inputs) = (&self.linear.weight, self.linear.weight.inputs());
+        w.forward(self.kernels, x, out);
+        let x = x.x;
         let rows = x.len() / inputs;
         let view = View::new(x, rows, inputs);
-        w.forward(self.kernels, x, out);
         if let Some(bias) = &self.linear.bias {
             self.kernels.add_bias(out, bias);
         }
@@ -94,7 +97,8 @@ impl<'a> Module<'a> {
             (lora, dropout, factors, &*d_low)
         });
         let Some((d_x, accumulate)) = d_x else { return };
-        w.backward(self.kernels, inputs.d_out, accumulate, d_x);
+        let d_out = w.rows(self.kernels, inputs.d_out, w.outputs(), buffers.rounded);
+        w.backward(self.kernels, d_out, accumulate, d_x);
         if let Some((lora, dropout, factors, d_low)) = d_low {
             self.through_factors((lora, dropout, factors), View::new(d_low, rows, lora.rank()), d_x, buffers.dropped);
         }

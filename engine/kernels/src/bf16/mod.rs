@@ -2,8 +2,9 @@
 //!
 //! **Layout.** Two neighbouring inputs are a *pair*, 32 bits. A *line* is a pair of sixteen outputs: 64 bytes, what one `vdpbf16ps`
 //! or a row of a tile register takes. Thirty-two outputs form a *group*: all lines of its first half, then all of its second.
-//! Inputs are filled up with zeros to a multiple of [`STEP`], outputs to a multiple of [`GROUP`]. Weights are packed once, for one
-//! direction; activations are rounded once for all products that they go into: sixteen rows form a *block*, and sixteen pairs of
+//! Inputs are filled up with zeros to a multiple of [`STEP`], outputs to a multiple of [`GROUP`]. Weights are packed once, for
+//! activations, which go from columns to rows; for gradients, which go from rows to columns, the lines that a task multiplies are
+//! turned round first (`turn.rs`). Activations are rounded once for all products that they go into: sixteen rows form a *block*, and sixteen pairs of
 //! each, one row after the other, are a *square*, what a tile register takes. A block is its squares in the order of their pairs, the
 //! last one filled up with zeros. Rows that fill up the last block mean nothing.
 //!
@@ -24,6 +25,7 @@ pub(crate) mod round;
 mod scalar;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::fmt;
 use std::ops::Range;
@@ -31,8 +33,8 @@ use std::sync::Arc;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{interleaved, rounded};
-pub use pack::Direction;
-pub(crate) use product::run;
+pub use product::Direction;
+pub(crate) use product::{run, run_rounded};
 pub use round::Rounded;
 
 use crate::huge_pages::HugePages;
@@ -52,11 +54,11 @@ const SQUARE_PAIRS: usize = STEP / 2;
 /// Pairs of a square.
 const SQUARE: usize = BLOCK_ROWS * SQUARE_PAIRS;
 
-/// Weights rounded to bf16 and packed for [`Kernels::matmul_bf16`](crate::Kernels::matmul_bf16) in one direction; cheap to clone.
+/// Weights `(rows, cols)` rounded to bf16 and packed for [`Kernels::matmul_bf16`](crate::Kernels::matmul_bf16); cheap to clone.
 #[derive(Clone)]
 pub struct Bf16Matrix {
-    inputs: usize,
-    outputs: usize,
+    rows: usize,
+    cols: usize,
     data: Arc<HugePages>,
     /// Where the groups lie in `data`.
     range: Range<usize>,
@@ -64,18 +66,18 @@ pub struct Bf16Matrix {
 
 impl Bf16Matrix {
     /// Rounds and packs matrices into one allocation, in parallel; they lie in memory in the order given.
-    pub fn pack_all(matrices: &[(&Matrix, Direction)], pool: &Pool) -> Vec<Bf16Matrix> {
+    pub fn pack_all(matrices: &[&Matrix], pool: &Pool) -> Vec<Bf16Matrix> {
         pack::pack_all(matrices, pool)
     }
 
-    /// Number of inputs of a product.
-    pub fn inputs(&self) -> usize {
-        self.inputs
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
-    /// Number of outputs of a product.
-    pub fn outputs(&self) -> usize {
-        self.outputs
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
     }
 
     /// Bytes in memory.
@@ -83,28 +85,24 @@ impl Bf16Matrix {
         self.range.len()
     }
 
-    /// Decodes the weights of one output: what a row of the matrix that was packed forward is after rounding.
+    /// Decodes a row of the matrix that was packed, after rounding.
     ///
-    /// **Shapes**: `out`: `(inputs)`. **Panics**: if `output` or the length of `out` is wrong.
-    pub fn dequantize_row(&self, output: usize, out: &mut [f32]) {
-        assert!(output < self.outputs && out.len() == self.inputs, "output {output} of {self:?} into {}", out.len());
-        let lines = self.lines(output / GROUP, 0..self.num_pairs())[output % GROUP / LANES];
+    /// **Shapes**: `out`: `(cols)`. **Panics**: if `row` or the length of `out` is wrong.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "row {row} of {self:?} into {}", out.len());
+        let lines = self.lines(row / GROUP, 0..self.num_pairs())[row % GROUP / LANES];
         for (line, out) in lines.as_chunks::<LANES>().0.iter().zip(out.chunks_mut(2)) {
-            let pair = line[output % LANES];
+            let pair = line[row % LANES];
             out.iter_mut().zip([even(pair), odd(pair)]).for_each(|(out, value)| *out = value);
         }
     }
 
     /// Pairs of a row, filled up.
     fn num_pairs(&self) -> usize {
-        num_pairs(self.inputs)
+        num_pairs(self.cols)
     }
 
-    fn num_groups(&self) -> usize {
-        self.outputs.div_ceil(GROUP)
-    }
-
-    /// The lines of both halves of a group, for some pairs.
+    /// The lines of both halves of a group of rows, for some pairs.
     fn lines(&self, group: usize, pairs: Range<usize>) -> [&[u32]; 2] {
         let half_len = self.num_pairs() * LANES;
         [2 * group, 2 * group + 1].map(|half| {
@@ -123,7 +121,7 @@ impl Bf16Matrix {
 
 impl fmt::Debug for Bf16Matrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Bf16Matrix({} to {})", self.inputs, self.outputs)
+        write!(f, "Bf16Matrix({} x {})", self.rows, self.cols)
     }
 }
 

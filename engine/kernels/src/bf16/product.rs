@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::round::{self, Rounded};
-use super::{Bf16Matrix, GROUP, Multiply, Part, multiply};
+use super::turn::turn;
+use super::{Bf16Matrix, GROUP, LANES, Multiply, Part, multiply, num_pairs};
 use crate::shared::{Place, SharedMut};
 use crate::source::Source;
 use crate::table::Table;
-use crate::{Isa, Pool};
+use crate::{Buffer, Isa, Pool};
 
 /// Most pairs of a part: the lines of a group take 96 KiB of a second-level cache.
 pub(crate) const PAIRS: usize = 768;
@@ -21,54 +22,90 @@ const TASKS_PER_THREAD: usize = 6;
 /// The same where rows are read part by part, so that each is read for many groups.
 const LONG_TASKS_PER_THREAD: usize = 2;
 
+/// Which way rows go through a matrix `(rows, cols)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// `x w^T`: from columns to rows, as activations go.
+    Forward,
+    /// `x w`: from rows to columns, as gradients go.
+    Backward,
+}
+
 thread_local! {
     /// The activations of the product that a thread is at.
     static ROUNDED: RefCell<Rounded> = RefCell::default();
+    /// Lines that were turned round for the part that a thread is at.
+    static TURNED: RefCell<Buffer<u32>> = RefCell::default();
 }
 
-/// Computes `out = x w`, or adds it.
+/// Computes `out = x w`, or adds it, for activations that are not rounded yet.
 ///
 /// **Panics** if a length does not fit.
 pub(crate) fn run(
     (isa, table, pool): (Isa, &'static Table, &Pool),
     x: &[f32],
-    w: &Bf16Matrix,
+    (w, direction): (&Bf16Matrix, Direction),
     accumulate: bool,
     out: &mut [f32],
 ) {
-    let rows = x.len() / w.inputs.max(1);
-    assert_eq!(x.len(), rows * w.inputs, "activations for {w:?}");
-    if w.inputs == 0 {
-        assert!(w.outputs == 0 || out.len().is_multiple_of(w.outputs), "outputs for {w:?}");
+    let (inputs, _) = direction.shape(w);
+    let rows = x.len() / inputs.max(1);
+    assert_eq!(x.len(), rows * inputs, "activations for {w:?}");
+    if inputs == 0 {
         if !accumulate {
             out.fill(0.0);
         }
         return;
     }
-    assert_eq!(Some(out.len()), rows.checked_mul(w.outputs), "outputs of {rows} rows for {w:?}");
-    if out.is_empty() {
-        return;
-    }
     ROUNDED.with_borrow_mut(|rounded| {
         round::run((isa, table, pool), Source::Plain { x }, rows, rounded);
-        let product = Product { multiply: multiply(isa), x: rounded, w, accumulate, out: SharedMut::new(out) };
-        product.run(pool, rows);
+        run_rounded((isa, pool), rounded, (w, direction), accumulate, out);
     });
 }
 
+/// Computes `out = x w`, or adds it.
+///
+/// **Panics** if a length does not fit.
+pub(crate) fn run_rounded(
+    (isa, pool): (Isa, &Pool),
+    x: &Rounded,
+    (w, direction): (&Bf16Matrix, Direction),
+    accumulate: bool,
+    out: &mut [f32],
+) {
+    let (inputs, outputs) = direction.shape(w);
+    assert!(x.rows() == 0 || x.cols() == inputs, "{} activations in a row for {w:?}", x.cols());
+    assert_eq!(Some(out.len()), x.rows().checked_mul(outputs), "outputs of {} rows for {w:?}", x.rows());
+    if !out.is_empty() {
+        let out = SharedMut::new(out);
+        Product { isa, x, w, direction, outputs, accumulate, out }.run(pool, num_pairs(inputs));
+    }
+}
+
+impl Direction {
+    /// Inputs and outputs of a product.
+    fn shape(self, w: &Bf16Matrix) -> (usize, usize) {
+        match self {
+            Direction::Forward => (w.cols, w.rows),
+            Direction::Backward => (w.rows, w.cols),
+        }
+    }
+}
+
 struct Product<'a> {
-    multiply: Multiply,
+    isa: Isa,
     x: &'a Rounded,
     w: &'a Bf16Matrix,
+    direction: Direction,
+    outputs: usize,
     accumulate: bool,
     out: SharedMut<'a>,
 }
 
-/// A group and some of its pairs.
+/// A group of outputs and some of its pairs.
 type GroupPart = (usize, Range<usize>);
 
 struct Task {
-    rows: Range<usize>,
     groups: Range<usize>,
     /// Pairs of a part.
     step: usize,
@@ -85,22 +122,17 @@ impl Task {
 }
 
 impl Product<'_> {
-    fn run(&self, pool: &Pool, rows: usize) {
-        let (num_groups, num_pairs) = (self.w.num_groups(), self.w.num_pairs());
-        let num_blocks = rows.div_ceil(ROWS);
+    fn run(&self, pool: &Pool, num_pairs: usize) {
+        let num_groups = self.outputs.div_ceil(GROUP);
         let per_thread = if num_pairs > PAIRS { LONG_TASKS_PER_THREAD } else { TASKS_PER_THREAD };
-        let balanced = (num_groups * num_blocks).div_ceil(pool.num_threads() * per_thread);
-        let enough = MIN_TASK.div_ceil(2 * GROUP * num_pairs * rows.min(ROWS));
+        let balanced = num_groups.div_ceil(pool.num_threads() * per_thread);
+        let enough = MIN_TASK.div_ceil(2 * GROUP * num_pairs * self.x.rows());
         let task_groups = balanced.max(enough).min(num_groups);
-        let num_chunks = num_groups.div_ceil(task_groups);
+        let num_tasks = num_groups.div_ceil(task_groups);
         // Equal parts of the depth, whose number depends on the weights alone.
         let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(super::STEP / 2);
-        let task_of = |index: usize| {
-            let (block, chunk) = (index / num_chunks, index % num_chunks);
-            let rows = block * ROWS..rows.min((block + 1) * ROWS);
-            Task { rows, groups: chunk * task_groups..num_groups.min((chunk + 1) * task_groups), step }
-        };
-        let num_tasks = num_blocks * num_chunks;
+        let task_of =
+            |index: usize| Task { groups: index * task_groups..num_groups.min((index + 1) * task_groups), step };
         pool.run(num_tasks, |index| {
             let task = task_of(index);
             // Most likely this thread comes to that task next.
@@ -108,25 +140,43 @@ impl Product<'_> {
             let next = (next < num_tasks).then(|| task_of(next)).and_then(|task| task.parts(num_pairs).next());
             let mut parts = task.parts(num_pairs).peekable();
             while let Some(part) = parts.next() {
-                self.part(task.rows.clone(), part, parts.peek().cloned().or(next.clone()));
+                self.part(part, parts.peek().cloned().or(next.clone()));
             }
         });
     }
 
-    fn part(&self, rows: Range<usize>, (group, pairs): GroupPart, next: Option<GroupPart>) {
-        let (x, block_len) = self.x.part(rows.clone(), pairs.clone());
+    /// Multiplies all rows with a part.
+    fn part(&self, (group, pairs): GroupPart, next: Option<GroupPart>) {
+        match self.direction {
+            Direction::Forward => {
+                let next = next.map_or([&[][..]; 2], |(group, pairs)| self.w.lines(group, pairs));
+                self.rows((group, pairs.clone()), self.w.lines(group, pairs), next);
+            }
+            Direction::Backward => TURNED.with_borrow_mut(|turned| {
+                let (upper, lower) = turned.size(2 * pairs.len() * LANES).split_at_mut(pairs.len() * LANES);
+                let mut halves = [upper, lower];
+                turn(self.isa, self.w, group, pairs.clone(), &mut halves);
+                self.rows((group, pairs), halves.map(|half| &*half), [&[]; 2]);
+            }),
+        }
+    }
+
+    fn rows(&self, (group, pairs): GroupPart, lines: [&[u32]; 2], next: [&[u32]; 2]) {
         let add = self.accumulate || pairs.start > 0;
-        let lines = self.w.lines(group, pairs.clone());
-        let next = next.map_or([&[][..]; 2], |(group, pairs)| self.w.lines(group, pairs));
-        let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len(), next };
-        let outputs = group * GROUP..self.w.outputs.min((group + 1) * GROUP);
-        let stride = self.w.outputs;
-        let (first, last) = (rows.start * stride, (rows.end - 1) * stride);
-        let start = self.out.pointer(first + outputs.start..last + outputs.end);
-        let place = Place { start, stride, add };
-        // SAFETY: `Kernels` has an instruction set of this processor; tasks have disjoint rows and groups, and `pointer` asserted
-        // that they lie in the output.
-        unsafe { multiply_to(self.multiply, &part, place, outputs.len()) };
+        let outputs = group * GROUP..self.outputs.min((group + 1) * GROUP);
+        let (stride, num_rows) = (self.outputs, self.x.rows());
+        for first in (0..num_rows).step_by(ROWS) {
+            let rows = first..num_rows.min(first + ROWS);
+            let (x, block_len) = self.x.part(rows.clone(), pairs.clone());
+            let next = if first == 0 { next } else { [&[][..]; 2] };
+            let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len(), next };
+            let (from, to) = (rows.start * stride, (rows.end - 1) * stride);
+            let start = self.out.pointer(from + outputs.start..to + outputs.end);
+            let place = Place { start, stride, add };
+            // SAFETY: `Kernels` has an instruction set of this processor; tasks have disjoint groups, and `pointer` asserted that they
+            // lie in the output.
+            unsafe { multiply_to(multiply(self.isa), &part, place, outputs.len()) };
+        }
     }
 }
 

@@ -3,15 +3,15 @@
 use half::bf16;
 use proptest::prelude::*;
 
-use super::{Bf16Matrix, Direction, product};
+use super::{Bf16Matrix, Direction, Rounded, product};
 use crate::samples::{Random, available_isas, bits};
 use crate::table::Table;
 use crate::{DType, Isa, Kernels, Matrix, Pool};
 
-fn pack(matrix: &Matrix, direction: Direction) -> Bf16Matrix {
+fn pack(matrix: &Matrix) -> Bf16Matrix {
     let pool = Pool::new(2).unwrap();
     // Not the first of the allocation.
-    Bf16Matrix::pack_all(&[(matrix, Direction::Forward), (matrix, direction)], &pool).pop().unwrap()
+    Bf16Matrix::pack_all(&[matrix, matrix], &pool).pop().unwrap()
 }
 
 /// The product of the rounded factors in double precision.
@@ -59,15 +59,15 @@ proptest! {
                 Direction::Forward => random.matrix(DType::F32, outputs, inputs),
                 Direction::Backward => random.matrix(DType::F32, inputs, outputs),
             };
-            let packed = pack(&matrix, direction);
-            prop_assert_eq!((packed.inputs(), packed.outputs()), (inputs, outputs));
+            let packed = pack(&matrix);
+            prop_assert_eq!((packed.rows(), packed.cols()), (matrix.rows(), matrix.cols()));
             let start = if add { before.clone() } else { vec![0.0; rows * outputs] };
             let expected = reference(&x, &matrix, direction, &start);
             let mut by_definition = None;
             for isa in available_isas() {
                 let kernels = Kernels::with_isa(isa, 2).unwrap();
                 let mut out = if add { before.clone() } else { vec![f32::NAN; rows * outputs] };
-                kernels.matmul_bf16(&x, &packed, add, &mut out);
+                kernels.matmul_bf16(&x, (&packed, direction), add, &mut out);
                 assert_near(&out, &expected, inputs, &format!("{isa}, {direction:?}"));
                 if !kernels.has_bf16() {
                     prop_assert_eq!(by_definition.get_or_insert(bits(&out)), &bits(&out));
@@ -81,20 +81,40 @@ proptest! {
 fn a_row_has_the_same_bits_on_any_number_of_threads_and_in_any_batch() {
     let mut random = Random(3);
     // More than one block of rows, more than one part of inputs, more than one group of outputs.
-    let (rows, cols, w_rows) = (270, 1056, 35);
-    let w = pack(&random.matrix(DType::Bf16, w_rows, cols), Direction::Forward);
-    let x = random.floats(rows * cols);
-    for isa in available_isas() {
-        let run = |threads: usize, from: usize, to: usize| {
-            let mut out = vec![f32::NAN; (to - from) * w_rows];
-            Kernels::with_isa(isa, threads).unwrap().matmul_bf16(&x[from * cols..to * cols], &w, false, &mut out);
-            bits(&out)
-        };
-        let all = run(1, 0, rows);
-        assert!(all == run(2, 0, rows) && all == run(3, 0, rows), "{isa}");
-        for (from, to) in [(0, 1), (5, 12), (17, 50), (255, 270)] {
-            assert_eq!(all[from * w_rows..to * w_rows], run(2, from, to), "{isa}, rows {from} to {to}");
+    let (rows, inputs, outputs) = (270, 1056, 35);
+    let x = random.floats(rows * inputs);
+    let forward = pack(&random.matrix(DType::Bf16, outputs, inputs));
+    let backward = pack(&random.matrix(DType::Bf16, inputs, outputs));
+    for (w, direction) in [(forward, Direction::Forward), (backward, Direction::Backward)] {
+        for isa in available_isas() {
+            let run = |threads: usize, from: usize, to: usize| {
+                let (x, mut out) = (&x[from * inputs..to * inputs], vec![f32::NAN; (to - from) * outputs]);
+                Kernels::with_isa(isa, threads).unwrap().matmul_bf16(x, (&w, direction), false, &mut out);
+                bits(&out)
+            };
+            let all = run(1, 0, rows);
+            assert!(all == run(2, 0, rows) && all == run(3, 0, rows), "{isa}, {direction:?}");
+            for (from, to) in [(0, 1), (5, 12), (17, 50), (255, 270)] {
+                let expected = &all[from * outputs..to * outputs];
+                assert_eq!(expected, run(2, from, to), "{isa}, {direction:?}, rows {from} to {to}");
+            }
         }
+    }
+}
+
+#[test]
+fn rows_that_were_rounded_before_give_the_same_bits() {
+    let mut random = Random(8);
+    let (rows, w) = (20, pack(&random.matrix(DType::F32, 40, 70)));
+    let x = random.floats(rows * 70);
+    for isa in available_isas() {
+        let kernels = Kernels::with_isa(isa, 2).unwrap();
+        let (mut expected, mut found) = (vec![1.0; rows * 40], vec![1.0; rows * 40]);
+        kernels.matmul_bf16(&x, (&w, Direction::Forward), true, &mut expected);
+        let mut rounded = Rounded::new();
+        kernels.round(&x, rows, &mut rounded);
+        kernels.matmul_rounded(&rounded, (&w, Direction::Forward), true, &mut found);
+        assert_eq!(bits(&found), bits(&expected), "{isa}");
     }
 }
 
@@ -105,7 +125,12 @@ fn quantized_weights_are_decoded_and_rounded() {
     for dtype in [DType::Q4_1, DType::Q8_0, DType::F16, DType::Bf16] {
         let matrix = random.matrix(dtype, 37, 64);
         let mut out = vec![0.0; 3 * 37];
-        Kernels::with_isa(Isa::Scalar, 1).unwrap().matmul_bf16(&x, &pack(&matrix, Direction::Forward), false, &mut out);
+        Kernels::with_isa(Isa::Scalar, 1).unwrap().matmul_bf16(
+            &x,
+            (&pack(&matrix), Direction::Forward),
+            false,
+            &mut out,
+        );
         assert_near(&out, &reference(&x, &matrix, Direction::Forward, &[0.0; 3 * 37]), 64, "decoded");
     }
 }
@@ -114,7 +139,7 @@ fn quantized_weights_are_decoded_and_rounded() {
 fn rows_come_back_rounded() {
     let mut random = Random(7);
     let matrix = random.matrix(DType::F32, 67, 33);
-    let packed = pack(&matrix, Direction::Forward);
+    let packed = pack(&matrix);
     let (mut expected, mut found) = ([0.0; 33], [f32::NAN; 33]);
     for row in [0, 15, 16, 40, 66] {
         matrix.dequantize_row(row, &mut expected);
@@ -126,23 +151,23 @@ fn rows_come_back_rounded() {
 #[test]
 fn empty_products() {
     let kernels = Kernels::new(2).unwrap();
-    let no_outputs = pack(&Matrix::new(DType::F32, 0, 5, bytes::Bytes::new()).unwrap(), Direction::Forward);
-    kernels.matmul_bf16(&[1.0; 10], &no_outputs, false, &mut []);
-    let w = pack(&Random(5).matrix(DType::F32, 3, 5), Direction::Forward);
-    kernels.matmul_bf16(&[], &w, false, &mut []);
-    let no_inputs = pack(&Matrix::new(DType::F32, 0, 5, bytes::Bytes::new()).unwrap(), Direction::Backward);
+    let no_outputs = pack(&Matrix::new(DType::F32, 0, 5, bytes::Bytes::new()).unwrap());
+    kernels.matmul_bf16(&[1.0; 10], (&no_outputs, Direction::Forward), false, &mut []);
+    let w = pack(&Random(5).matrix(DType::F32, 3, 5));
+    kernels.matmul_bf16(&[], (&w, Direction::Forward), false, &mut []);
+    let no_inputs = pack(&Matrix::new(DType::F32, 0, 5, bytes::Bytes::new()).unwrap());
     let mut out = [7.0; 10];
-    kernels.matmul_bf16(&[], &no_inputs, true, &mut out);
+    kernels.matmul_bf16(&[], (&no_inputs, Direction::Backward), true, &mut out);
     assert_eq!(out, [7.0; 10]);
-    kernels.matmul_bf16(&[], &no_inputs, false, &mut out);
+    kernels.matmul_bf16(&[], (&no_inputs, Direction::Backward), false, &mut out);
     assert_eq!(out, [0.0; 10]);
 }
 
 #[test]
 #[should_panic(expected = "activations for")]
 fn other_inputs_panic() {
-    let w = pack(&Random(6).matrix(DType::F32, 3, 5), Direction::Forward);
-    Kernels::new(1).unwrap().matmul_bf16(&[1.0; 7], &w, false, &mut [0.0; 3]);
+    let w = pack(&Random(6).matrix(DType::F32, 3, 5));
+    Kernels::new(1).unwrap().matmul_bf16(&[1.0; 7], (&w, Direction::Forward), false, &mut [0.0; 3]);
 }
 
 /// Tile instructions run on the processor where it has them, else in an emulator.
@@ -157,12 +182,14 @@ fn tile_registers_multiply_rows_of_any_number() {
     let pool = Pool::new(1).unwrap();
     for (rows, inputs, outputs) in [(1, 64, 32), (16, 40, 33), (17, 1056, 20), (32, 32, 64), (70, 64, 32)] {
         let matrix = random.matrix(DType::F32, outputs, inputs);
-        let packed = pack(&matrix, Direction::Forward);
+        let packed = pack(&matrix);
         let (x, before) = (random.floats(rows * inputs), random.floats(rows * outputs));
         for add in [false, true] {
             let start = if add { before.clone() } else { vec![0.0; rows * outputs] };
             let mut out = before.clone();
-            emulator.run(|| product::run((Isa::Amx, Table::of(Isa::Avx2), &pool), &x, &packed, add, &mut out));
+            emulator.run(|| {
+                product::run((Isa::Amx, Table::of(Isa::Avx2), &pool), &x, (&packed, Direction::Forward), add, &mut out)
+            });
             let expected = reference(&x, &matrix, Direction::Forward, &start);
             assert_near(&out, &expected, inputs, &format!("{rows} x {inputs} x {outputs}"));
         }

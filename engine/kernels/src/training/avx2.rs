@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::ahead::ask;
 use super::dropout::{self, Masked};
 use super::scalar;
 use super::table::{PANEL_COLS, TILE_ROWS, Tile};
@@ -23,8 +22,9 @@ const ROWS: usize = TILE_ROWS / 2;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn tile(tile: &Tile<'_>, place: Place) {
     tile.check();
-    tile.ahead.iter().for_each(|&line| ask(line));
-    let tile = &Tile { ahead: &[], ..*tile };
+    let mut ahead = tile.ahead;
+    ahead.ask_all();
+    let tile = &Tile { ahead, ..*tile };
     if let Some(second) = tile.second {
         let columns =
             |panel, at| (Tile { panel, second: None, ..*tile }, Place { start: place.start.wrapping_add(at), ..place });

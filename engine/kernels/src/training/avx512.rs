@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::ahead::ask;
 use super::dropout::{self, FACTORS, MIX_STEP, Masked};
 use super::table::{PANEL_COLS, TILE_ROWS, Tile};
 use crate::elementwise::avx512::exp;
@@ -69,11 +68,9 @@ unsafe fn rows<const N: usize, const P: usize, const INTERLEAVED: bool>(
     let mut sums = [[_mm512_setzero_ps(); P]; N];
     let (row_stride, col_stride) = if INTERLEAVED { (1, TILE_ROWS) } else { (tile.row_stride, tile.col_stride) };
     let (mut panels, mut left) = (panels.map(<[f32]>::as_ptr), tile.left.as_ptr());
-    let mut ahead = tile.ahead.iter();
+    let mut ahead = tile.ahead;
     for _ in 0..tile.depth / UNROLL {
-        if let Some(&line) = ahead.next() {
-            ask(line);
-        }
+        ahead.ask();
         for k in 0..UNROLL {
             let panels = panels.map(|panel| panel.wrapping_add(k * PANEL_COLS));
             // SAFETY: `check` asserted `depth` rows of the panels, and the left element `(N - 1, depth - 1)`.
@@ -88,7 +85,7 @@ unsafe fn rows<const N: usize, const P: usize, const INTERLEAVED: bool>(
         panels = panels.map(|panel| panel.wrapping_add(PANEL_COLS));
         left = left.wrapping_add(col_stride);
     }
-    ahead.for_each(|&line| ask(line));
+    ahead.ask_all();
     for (i, sums) in sums.into_iter().enumerate() {
         for (panel, sum) in sums.into_iter().enumerate() {
             // SAFETY: the place has `N` rows of `P` vectors.

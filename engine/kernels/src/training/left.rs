@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::ahead::Lines;
 use super::table::{TILE_ROWS, Tile, TrainingTable};
 use super::view::View;
 use crate::shared::SharedMut;
@@ -67,7 +68,7 @@ impl<'a> Left<'a> {
         &self,
         index: usize,
         (panel, second): (&'a [f32], Option<&'a [f32]>),
-        ahead: &'a [*const u8],
+        ahead: Lines,
     ) -> (usize, Tile<'a>) {
         let rows = self.heights.rows(index);
         let at = self.tile_stride.map_or(rows.start * self.row_stride, |stride| index * stride);

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::ahead::{Ahead, LINES};
+use super::ahead::Ahead;
 use super::left::{Interleaved, Left};
 use super::pack::Panels;
 use super::table::{PANEL_COLS, TILE_COLS, TILE_ROWS, Tile, TrainingTable};
@@ -240,9 +240,8 @@ pub(super) unsafe fn multiply(
     (left, tiles): (&Left<'_>, Range<usize>),
     (panels, cols): (&Panels, usize),
     out: &Out<'_>,
-    ahead: &mut Ahead<'_>,
+    ahead: &mut Ahead,
 ) {
-    let mut lines = [std::ptr::null(); LINES];
     let num_lines = ahead.num_lines().div_ceil((tiles.len() * cols.div_ceil(TILE_COLS)).max(1));
     for first in tiles.clone().step_by(TILES) {
         let tiles = first..tiles.end.min(first + TILES);
@@ -251,7 +250,7 @@ pub(super) unsafe fn multiply(
             let index = col / PANEL_COLS;
             let pair = (panels.panel(index), (num_cols > PANEL_COLS).then(|| panels.panel(index + 1)));
             for tile in tiles.clone() {
-                let (row, tile) = left.tile(tile, pair, ahead.take(num_lines, &mut lines));
+                let (row, tile) = left.tile(tile, pair, ahead.take(num_lines));
                 let at = out.start + row * out.stride + col;
                 let end = at + (tile.num_rows - 1) * out.stride + num_cols;
                 let place = Place { start: out.floats.pointer(at..end), stride: out.stride, add: out.add };

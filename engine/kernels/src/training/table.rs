@@ -1,5 +1,6 @@
 //! The functions of one instruction set for training, as `crate::table` for serving.
 
+use super::ahead::Lines;
 use super::dropout::{self, Masked};
 use super::scalar;
 use crate::Isa;
@@ -31,7 +32,7 @@ pub(super) struct Tile<'a> {
     pub(super) depth: usize,
     /// Lines of memory to ask the caches for: AVX-512 does it meanwhile, AVX2 before.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "a hint for instruction sets of x86-64"))]
-    pub(super) ahead: &'a [*const u8],
+    pub(super) ahead: Lines,
 }
 
 impl Tile<'_> {

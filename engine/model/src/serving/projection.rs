@@ -3,7 +3,7 @@
 //!
 //! Matrices that share their input are packed all or none, so each function here takes one of two ways.
 
-use bespoke_kernels::{PackedProduct, Quantized, Rounded};
+use bespoke_kernels::{Direction, PackedProduct, Quantized, Rounded};
 
 use super::Model;
 use crate::{Linear, weights::Weight};
@@ -134,7 +134,7 @@ impl Model {
     fn multiply_plain(&self, linear: &Linear, x: &[f32], out: &mut [f32]) {
         match &linear.weight {
             Weight::Plain(weight) => self.kernels.matmul(x, x.len() / weight.cols(), weight, out),
-            Weight::Bf16(weight) => self.kernels.matmul_bf16(x, weight, false, out),
+            Weight::Bf16(weight) => self.kernels.matmul_bf16(x, (weight, Direction::Forward), false, out),
             Weight::Packed(_) => unreachable!("matrices that share their input are packed all or none"),
         }
         if let Some(bias) = &linear.bias {

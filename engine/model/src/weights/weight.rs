@@ -1,6 +1,6 @@
 //! One matrix in the form in which it is multiplied.
 
-use bespoke_kernels::{Bf16Matrix, DType, Direction, Kernels, Matrix, PackedMatrix};
+use bespoke_kernels::{Bf16Matrix, DType, Kernels, Matrix, PackedMatrix};
 
 use super::{LayerWeights, Weights};
 
@@ -30,7 +30,7 @@ impl Weight {
         match self {
             Weight::Plain(matrix) => matrix.rows(),
             Weight::Packed(packed) => packed.rows(),
-            Weight::Bf16(packed) => packed.outputs(),
+            Weight::Bf16(packed) => packed.rows(),
         }
     }
 
@@ -39,7 +39,7 @@ impl Weight {
         match self {
             Weight::Plain(matrix) => matrix.cols(),
             Weight::Packed(packed) => packed.cols(),
-            Weight::Bf16(packed) => packed.inputs(),
+            Weight::Bf16(packed) => packed.cols(),
         }
     }
 
@@ -109,8 +109,7 @@ impl Weights {
         let weights = layers.chain([&mut self.output.weight]);
         let mut weights: Vec<&mut Weight> = weights.filter(|weight| weight.dtype() == DType::Bf16).collect();
         let matrices: Vec<Matrix> = weights.iter().filter_map(|weight| weight.plain().cloned()).collect();
-        let matrices: Vec<_> = matrices.iter().map(|matrix| (matrix, Direction::Forward)).collect();
-        let packed = Bf16Matrix::pack_all(&matrices, kernels.pool());
+        let packed = Bf16Matrix::pack_all(&matrices.iter().collect::<Vec<_>>(), kernels.pool());
         weights.iter_mut().zip(packed).for_each(|(weight, packed)| **weight = Weight::Bf16(packed));
         !weights.is_empty()
     }

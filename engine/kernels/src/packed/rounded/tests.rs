@@ -43,9 +43,9 @@ proptest! {
         for isa in available_isas() {
             let kernels = Kernels::with_isa(isa, 2).unwrap();
             let found = product(&kernels, (&x, n), &packed, bias, before);
-            let plain = Bf16Matrix::pack_all(&[(&w, Direction::Forward)], kernels.pool()).pop().unwrap();
+            let plain = Bf16Matrix::pack_all(&[&w], kernels.pool()).pop().unwrap();
             let mut expected = before.map_or_else(|| vec![0.0; n * rows], <[f32]>::to_vec);
-            kernels.matmul_bf16(&x, &plain, add, &mut expected);
+            kernels.matmul_bf16(&x, (&plain, Direction::Forward), add, &mut expected);
             if let Some(bias) = bias {
                 kernels.add_bias(&mut expected, bias);
             }
