@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::avx512_block::load;
 use super::blocked::Chunk;
 use super::kv::{FLOATS, Float};
-use super::{CHUNK, HALF, Job, Scores, Softmax};
+use super::{CHUNK, HALF, Job, Scores};
 use crate::Buffer;
 use crate::bf16::{interleaved, rounded};
 use crate::elementwise::avx512::exp;
@@ -46,7 +46,10 @@ struct Room {
     scores: Buffer<Scores>,
     /// Unnormalised outputs `(vectors, head_dim)`.
     sums: Buffer,
-    softmax: Vec<Softmax>,
+    /// The highest score of each vector so far, scaled.
+    highest: Buffer,
+    /// The weights of each vector so far, added up.
+    totals: Buffer,
     /// What each vector sees of the chunk.
     lanes: Vec<(usize, usize)>,
 }
@@ -119,7 +122,7 @@ impl Job<'_> {
             // SAFETY: every row and head is in exactly one task.
             let out = unsafe { self.out.part(at..at + head_dim) };
             // What saw nothing has no weight.
-            let sum = room.softmax[vector].sum;
+            let sum = room.totals[vector];
             let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
             out.iter_mut().zip(sums).for_each(|(out, value)| *out = value * factor);
         }
@@ -137,8 +140,8 @@ impl Room {
         self.weights.size(padded / ROWS * SQUARE).fill(0);
         self.scores.size(padded);
         self.sums.size(padded * head_dim).fill(0.0);
-        self.softmax.clear();
-        self.softmax.resize(num_vectors, Softmax::START);
+        self.highest.size(padded).fill(f32::NEG_INFINITY);
+        self.totals.size(padded).fill(0.0);
         self.lanes.resize(num_vectors, (0, 0));
     }
 
@@ -258,19 +261,19 @@ impl Room {
         }
     }
 
-    /// Turns scores into rounded weights, and corrects the sums so far: sixteen vectors at a time, whose corrections are one vector.
+    /// Turns scores into rounded weights, and corrects the sums so far: sixteen vectors at a time, a lane each.
     ///
     /// # Safety
     /// The processor has AVX512-BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")]
     unsafe fn weigh(&mut self, scale: f32) {
         let head_dim = self.head_dim();
-        let vectors =
-            self.lanes.chunks(ROWS).zip(self.scores.as_chunks_mut::<ROWS>().0).zip(self.softmax.chunks_mut(ROWS));
+        let state = self.highest.as_chunks_mut().0.iter_mut().zip(self.totals.as_chunks_mut().0);
+        let vectors = self.lanes.chunks(ROWS).zip(self.scores.as_chunks_mut::<ROWS>().0).zip(state);
         let blocks =
             vectors.zip(self.weights.as_chunks_mut::<SQUARE>().0).zip(self.sums.chunks_exact_mut(ROWS * head_dim));
-        for ((((lanes, scores), softmax), weights), sums) in blocks {
-            let (mut before, mut after) = ([0.0; ROWS], [0.0; ROWS]);
+        for ((((lanes, scores), (highest, totals)), weights), sums) in blocks {
+            let mut parts = [_mm512_set1_ps(f32::NEG_INFINITY); ROWS];
             for (i, &(start, end)) in lanes.iter().enumerate().filter(|(_, (start, end))| start < end) {
                 let scores = &mut scores[i];
                 if (start, end) != (0, CHUNK) {
@@ -278,26 +281,32 @@ impl Room {
                     scores[end..].fill(f32::NEG_INFINITY);
                 }
                 let [low, high] = scaled(scores, scale);
-                before[i] = softmax[i].max;
-                after[i] = softmax[i].max.max(_mm512_reduce_max_ps(_mm512_max_ps(low, high)));
+                parts[i] = _mm512_max_ps(low, high);
             }
-            let corrections = exp(_mm512_sub_ps(from_array(&before), from_array(&after)));
-            let corrections = to_array(corrections);
+            let before = from_array(highest);
+            let after = _mm512_max_ps(before, by_lane(parts, |a, b| _mm512_max_ps(a, b)));
+            *highest = to_array(after);
+            // What has seen nothing yet has nothing to correct.
+            let seen = _mm512_cmpneq_ps_mask(after, _mm512_set1_ps(f32::NEG_INFINITY));
+            let corrections = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), seen, exp(_mm512_sub_ps(before, after)));
+            parts = [_mm512_setzero_ps(); ROWS];
             for (i, &(start, end)) in lanes.iter().enumerate() {
                 let weights = &mut weights[i * LANES..(i + 1) * LANES];
                 if start >= end {
                     weights.fill(0);
                     continue;
                 }
-                let max = _mm512_set1_ps(after[i]);
+                let max = _mm512_set1_ps(highest[i]);
                 let [low, high] = scaled(&scores[i], scale).map(|scores| exp(_mm512_sub_ps(scores, max)));
-                let sum = _mm512_reduce_add_ps(_mm512_add_ps(low, high));
-                softmax[i] = Softmax { max: after[i], sum: softmax[i].sum * corrections[i] + sum };
+                parts[i] = _mm512_add_ps(low, high);
                 // SAFETY: sixteen pairs are a vector.
                 unsafe { _mm512_storeu_si512(weights.as_mut_ptr().cast(), rounded(low, high)) };
-                if corrections[i] != 1.0 {
-                    let sums = &mut sums[i * head_dim..(i + 1) * head_dim];
-                    sums.iter_mut().for_each(|sum| *sum *= corrections[i]);
+            }
+            let sum = by_lane(parts, |a, b| _mm512_add_ps(a, b));
+            *totals = to_array(_mm512_fmadd_ps(from_array(totals), corrections, sum));
+            for (correction, sums) in to_array(corrections).iter().zip(sums.chunks_exact_mut(head_dim)) {
+                if *correction != 1.0 {
+                    sums.iter_mut().for_each(|sum| *sum *= correction);
                 }
             }
         }
@@ -340,6 +349,27 @@ fn scaled(scores: &Scores, scale: f32) -> [__m512; 2] {
     const { assert!(CHUNK == 2 * LANES, "scores are two vectors") };
     let (halves, _) = scores.as_chunks::<LANES>();
     [0, 1].map(|half| _mm512_mul_ps(from_array(&halves[half]), _mm512_set1_ps(scale)))
+}
+
+/// Combines the elements of each vector: lane `i` holds those of vector `i`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+fn by_lane(vectors: [__m512; ROWS], combine: impl Fn(__m512, __m512) -> __m512) -> __m512 {
+    // Neighbours share the lanes of a vector, then fours, then eights, then all.
+    let twos: [__m512; ROWS / 2] = std::array::from_fn(|i| {
+        let (a, b) = (vectors[2 * i], vectors[2 * i + 1]);
+        combine(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b))
+    });
+    let fours: [__m512; ROWS / 4] = std::array::from_fn(|i| {
+        let (a, b) = (_mm512_castps_pd(twos[2 * i]), _mm512_castps_pd(twos[2 * i + 1]));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        combine(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    });
+    let quarters = |a, b| {
+        let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        combine(even, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+    };
+    quarters(quarters(fours[0], fours[1]), quarters(fours[2], fours[3]))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]

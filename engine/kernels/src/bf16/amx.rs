@@ -132,6 +132,9 @@ unsafe fn add_products(part: &Part<'_>, row: usize, pairs: Range<usize>, ahead: 
                 "tdpbf16ps tmm0, tmm2, tmm3",
                 "tileloadd tmm3, [{second} + {line}]",
                 "tdpbf16ps tmm1, tmm2, tmm3",
+                // Zeros take no register.
+                "tilezero tmm2",
+                "tilezero tmm3",
                 first = in(reg) lines[0],
                 second = in(reg) lines[1],
                 x = in(reg) x.wrapping_add(pair * ROWS),

@@ -12,9 +12,11 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::time::Instant;
 
-use super::{Format, Scales, Sums, TILE, TileJob, avx2, avx512};
+use super::{Format, Scales, Sums, TILE, TileJob, avx512};
 use crate::quantized::{BLOCK, Quantized};
 use crate::tiles::{self, LINE, Shape};
 
@@ -30,14 +32,23 @@ const X_STRIDE: usize = 32;
 const BLOCK_CODES: usize = 512;
 /// Steps of four columns in half a block.
 const HALF_STEPS: usize = 4;
+/// Bytes between the codes in use and those that the caches are asked for.
+const AHEAD: usize = 4096;
 
 /// Integer sums of some units, unit by unit: activation row, weight row.
 #[repr(align(64))]
-struct Dots([[[i32; TILE]; GROUP_ROWS]; UNITS]);
+struct Dots(MaybeUninit<[[[i32; TILE]; GROUP_ROWS]; UNITS]>);
+
+impl Dots {
+    /// The row of a unit, which is there once [`dots`] has made it.
+    fn row(&self, unit: usize, row: usize) -> *const i32 {
+        self.0.as_ptr().cast::<i32>().wrapping_add((unit * GROUP_ROWS + row) * TILE)
+    }
+}
 
 /// Unpacked codes of some units.
 #[repr(align(64))]
-struct Codes([u8; UNITS * BLOCK_CODES]);
+struct Codes(MaybeUninit<[u8; UNITS * BLOCK_CODES]>);
 
 /// The shape of the units of a job.
 #[derive(Clone, Copy)]
@@ -116,14 +127,14 @@ fn kernel<const FORMAT: usize>(job: &TileJob<'_>, sums: &mut Sums) {
     let units = const { Units::of(Format::ALL[FORMAT]) };
     let num_units = job.blocks * units.per_block;
     sums[..job.group.rows].fill([0.0; TILE]);
-    let mut made = Dots([[[0; TILE]; GROUP_ROWS]; UNITS]);
+    let mut made = Dots(MaybeUninit::uninit());
     configure(job.group.rows, units);
     for first in (0..num_units).step_by(UNITS) {
         let num = UNITS.min(num_units - first);
         // SAFETY: `tile` has checked the lengths; the tile registers are configured for the job, and its instruction set is here.
         unsafe {
             dots::<FORMAT>(job, first, num, &mut made);
-            accumulate::<FORMAT>(job, first, &made.0[..num], sums);
+            accumulate::<FORMAT>(job, first..first + num, &made, sums);
         }
     }
     tiles::release();
@@ -140,22 +151,29 @@ fn configure(rows: usize, units: Units) {
 /// Makes the integer sums of `num` units from unit `first` on: those of the codes as stored, with their offset.
 ///
 /// # Safety
-/// The job is as long as it says and has these units, [`configure`] was called for it, and AVX2 is available.
-#[target_feature(enable = "avx2,fma,f16c")]
+/// The job is as long as it says and has these units, [`configure`] was called for it, and AVX-512 is available.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn dots<const FORMAT: usize>(job: &TileJob<'_>, first: usize, num: usize, out: &mut Dots) {
     let (format, units) = const { (Format::ALL[FORMAT], Units::of(Format::ALL[FORMAT])) };
     let (first_block, per_block) = (first / units.per_block, units.per_block);
-    let mut unpacked = Codes([0; UNITS * BLOCK_CODES]);
+    let mut unpacked = Codes(MaybeUninit::uninit());
     let mut codes = job.codes[first_block * format.block_codes()..].as_ptr();
-    if format.bits() < 8 {
-        for (block, out) in unpacked.0.chunks_exact_mut(BLOCK_CODES).take(num / per_block).enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { unpack::<FORMAT>(codes.add(block * format.block_codes()), out) };
+    if job.fetch {
+        for at in (0..num / per_block * format.block_codes()).step_by(LINE) {
+            _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + at).cast());
         }
-        codes = unpacked.0.as_ptr();
+    }
+    if format.bits() < 8 {
+        let out: *mut u8 = unpacked.0.as_mut_ptr().cast();
+        for block in 0..num / per_block {
+            // SAFETY: the caller's promise; there is room for the codes of all units.
+            unsafe { unpack::<FORMAT>(codes.add(block * format.block_codes()), out.add(block * BLOCK_CODES)) };
+        }
+        codes = out;
     }
     let x = job.group.values[first_block * job.group.rows..].as_ptr().cast::<i8>();
-    for (unit, sums) in out.0[..num].iter_mut().enumerate() {
+    for unit in 0..num {
+        let sums = out.0.as_mut_ptr().cast::<i32>().wrapping_add(unit * GROUP_ROWS * TILE);
         let (block, half) = (unit / per_block, unit % per_block);
         let x = x.wrapping_add(block * job.group.rows * X_STRIDE + half * units.cols);
         let codes = codes.wrapping_add(unit * (BLOCK_CODES / per_block));
@@ -167,20 +185,15 @@ unsafe fn dots<const FORMAT: usize>(job: &TileJob<'_>, first: usize, num: usize,
 /// Unpacks the codes of a block: eight steps of four columns of each row.
 ///
 /// # Safety
-/// `codes` points to a block, and `out` is as long as an unpacked one.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack<const FORMAT: usize>(codes: *const u8, out: &mut [u8]) {
-    for (step, out) in out.chunks_exact_mut(LINE).enumerate() {
-        for (part, out) in out.chunks_exact_mut(LINE / 2).enumerate() {
-            // SAFETY: the caller's promise; a part is one vector.
-            unsafe {
-                let codes = codes.add(part * LINE / 2);
-                let values = match step / HALF_STEPS {
-                    0 => avx2::weights::<FORMAT, 0>(codes, step),
-                    _ => avx2::weights::<FORMAT, 1>(codes, step - HALF_STEPS),
-                };
-                _mm256_storeu_si256(out.as_mut_ptr().cast(), values);
-            }
+/// `codes` points to a block, and `out` has room for an unpacked one.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn unpack<const FORMAT: usize>(codes: *const u8, out: *mut u8) {
+    for step in 0..HALF_STEPS {
+        // SAFETY: the caller's promise; a step is a vector.
+        unsafe {
+            let halves = [avx512::weights::<FORMAT, 0>(codes, step), avx512::weights::<FORMAT, 1>(codes, step)];
+            _mm512_storeu_si512(out.add(step * LINE).cast(), halves[0]);
+            _mm512_storeu_si512(out.add((HALF_STEPS + step) * LINE).cast(), halves[1]);
         }
     }
 }
@@ -188,9 +201,9 @@ unsafe fn unpack<const FORMAT: usize>(codes: *const u8, out: &mut [u8]) {
 /// Multiplies the activations and the codes of a unit.
 ///
 /// # Safety
-/// [`configure`] was called, and the operands hold what its shapes say.
+/// [`configure`] was called, the operands hold what its shapes say, and `sums` has [`GROUP_ROWS`] rows of [`TILE`].
 #[inline(always)]
-unsafe fn multiply(x: *const i8, codes: *const u8, sums: &mut [[i32; TILE]; GROUP_ROWS]) {
+unsafe fn multiply(x: *const i8, codes: *const u8, sums: *mut i32) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
@@ -201,7 +214,7 @@ unsafe fn multiply(x: *const i8, codes: *const u8, sums: &mut [[i32; TILE]; GROU
             "tilestored [{sums} + {line}], tmm0",
             x = in(reg) x,
             codes = in(reg) codes,
-            sums = in(reg) sums.as_mut_ptr(),
+            sums = in(reg) sums,
             x_stride = in(reg) X_STRIDE,
             line = in(reg) LINE,
             options(nostack),
@@ -212,27 +225,22 @@ unsafe fn multiply(x: *const i8, codes: *const u8, sums: &mut [[i32; TILE]; GROU
 /// Takes the offsets off the integer sums of some units, scales them and adds them in order.
 ///
 /// # Safety
-/// The job is as long as it says and has the units from `first` on.
+/// The job is as long as it says and has the units, whose sums [`dots`] has made.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn accumulate<const FORMAT: usize>(
-    job: &TileJob<'_>,
-    first: usize,
-    dots: &[[[i32; TILE]; GROUP_ROWS]],
-    sums: &mut Sums,
-) {
+unsafe fn accumulate<const FORMAT: usize>(job: &TileJob<'_>, units: Range<usize>, dots: &Dots, sums: &mut Sums) {
     let mut row = 0;
     // SAFETY: the caller's promise; the rows stay below those of the group.
     unsafe {
         while row + 8 <= job.group.rows {
-            accumulate_rows::<FORMAT, 8>(job, (first, row), dots, sums);
+            accumulate_rows::<FORMAT, 8>(job, (units.clone(), row), dots, sums);
             row += 8;
         }
         while row + 2 <= job.group.rows {
-            accumulate_rows::<FORMAT, 2>(job, (first, row), dots, sums);
+            accumulate_rows::<FORMAT, 2>(job, (units.clone(), row), dots, sums);
             row += 2;
         }
         if row < job.group.rows {
-            accumulate_rows::<FORMAT, 1>(job, (first, row), dots, sums);
+            accumulate_rows::<FORMAT, 1>(job, (units.clone(), row), dots, sums);
         }
     }
 }
@@ -242,8 +250,8 @@ unsafe fn accumulate<const FORMAT: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn accumulate_rows<const FORMAT: usize, const N: usize>(
     job: &TileJob<'_>,
-    (first, row): (usize, usize),
-    dots: &[[[i32; TILE]; GROUP_ROWS]],
+    (indices, row): (Range<usize>, usize),
+    dots: &Dots,
     sums: &mut Sums,
 ) {
     let (format, units) = const { (Format::ALL[FORMAT], Units::of(Format::ALL[FORMAT])) };
@@ -251,13 +259,13 @@ unsafe fn accumulate_rows<const FORMAT: usize, const N: usize>(
     // SAFETY: a row of sums or dots is a vector; the caller's promise bounds the rest.
     unsafe {
         let mut acc: [__m512; N] = std::array::from_fn(|i| _mm512_loadu_ps(sums[row + i].as_ptr()));
-        for (unit, dots) in (first..).zip(dots) {
+        for (made, unit) in indices.enumerate() {
             let (block, half) = (unit / units.per_block, unit % units.per_block);
             let at = block * job.group.rows + row;
             let (scales, min) = avx512::scales::<FORMAT>(job.scales.as_ptr(), block);
             let mut totals = avx512::offsets::<FORMAT, N>(job, at, half);
-            for (total, dots) in totals.iter_mut().zip(&dots[row..]) {
-                *total = _mm512_add_epi32(*total, _mm512_loadu_si512(dots.as_ptr().cast()));
+            for (i, total) in totals.iter_mut().enumerate() {
+                *total = _mm512_add_epi32(*total, _mm512_loadu_si512(dots.row(made, row + i).cast()));
             }
             avx512::add::<N>(&mut acc, &totals, scales[half], meta.scales.as_ptr().add(at));
             if matches!(format.scales(), Scales::HalfMin | Scales::SuperMin) {
@@ -307,13 +315,14 @@ mod tests {
             let job = packed.tile_job(0, x.group(0), true);
             assert_eq!(job.group.rows, rows);
             let num_units = cols / BLOCK * units.per_block;
-            let mut made = Dots([[[-1; TILE]; GROUP_ROWS]; UNITS]);
+            let mut made = Dots(MaybeUninit::new([[[-1; TILE]; GROUP_ROWS]; UNITS]));
             emulator.run(|| configure(rows, units));
             for first in (0..num_units).step_by(UNITS) {
                 let num = UNITS.min(num_units - first);
                 // SAFETY: the lengths are those of a packed matrix; the emulator stands in where AMX is missing.
                 emulator.run(|| unsafe { dots::<FORMAT>(&job, first, num, &mut made) });
-                for (unit, dots) in (first..first + num).zip(&made.0) {
+                // SAFETY: it was made of numbers.
+                for (unit, dots) in (first..first + num).zip(unsafe { made.0.assume_init_ref() }) {
                     for (row, dots) in dots[..rows].iter().enumerate() {
                         for (weight_row, &dot) in dots.iter().enumerate() {
                             assert_eq!(dot, expected(&job, unit, units, row, weight_row), "{dtype}, unit {unit}");
@@ -329,7 +338,7 @@ mod tests {
     fn a_way_can_be_timed() {
         if Isa::Avx2.is_available() {
             // SAFETY: AVX2 is available.
-            let seconds = unsafe { seconds_per_row(avx2::GROUP_ROWS, avx2::tile) };
+            let seconds = unsafe { seconds_per_row(super::super::avx2::GROUP_ROWS, super::super::avx2::tile) };
             assert!(seconds > 0.0 && seconds < 0.1, "{seconds}");
         }
     }
@@ -337,8 +346,8 @@ mod tests {
     /// Tile instructions run on the processor where it has them, else in an emulator.
     #[test]
     fn tile_registers_make_the_integer_sums_of_every_format() {
-        if !Isa::Avx2.is_available() {
-            println!("skipped: no AVX2");
+        if !Isa::Avx512.is_available() {
+            println!("skipped: no AVX-512");
             return;
         }
         let (emulator, mut random) = (TileEmulator::install(), Random(21));
