@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Scores, Softmax};
-use crate::elementwise::avx512::exp;
+use crate::elementwise::avx512::exp_or_zero;
 
 const LANES: usize = 16;
 /// Vectors accumulated together: a head of 64.
@@ -18,9 +18,9 @@ pub(crate) fn softmax(scores: &mut Scores, scale: f32, softmax: &mut Softmax) ->
         _mm512_mul_ps(scores, _mm512_set1_ps(scale))
     });
     let max = softmax.max.max(_mm512_reduce_max_ps(_mm512_max_ps(low, high)));
-    let correction = _mm512_cvtss_f32(exp(_mm512_set1_ps(softmax.max - max)));
-    let low = exp(_mm512_sub_ps(low, _mm512_set1_ps(max)));
-    let high = exp(_mm512_sub_ps(high, _mm512_set1_ps(max)));
+    let correction = _mm512_cvtss_f32(exp_or_zero(_mm512_set1_ps(softmax.max - max)));
+    let low = exp_or_zero(_mm512_sub_ps(low, _mm512_set1_ps(max)));
+    let high = exp_or_zero(_mm512_sub_ps(high, _mm512_set1_ps(max)));
     // SAFETY: as above.
     unsafe {
         _mm512_storeu_ps(scores.as_mut_ptr(), low);

@@ -15,7 +15,7 @@ use super::kv::{FLOATS, Float};
 use super::{CHUNK, HALF, Job, Scores};
 use crate::Buffer;
 use crate::bf16::{interleaved, rounded};
-use crate::elementwise::avx512::exp;
+use crate::elementwise::avx512::exp_or_zero;
 use crate::tiles::{self, LINE, ROWS, Shape};
 
 /// Most vectors of a block: their sums, scores and weights (42 KiB for a head of 64) stay in a second-level cache.
@@ -288,7 +288,7 @@ impl Room {
             *highest = to_array(after);
             // What has seen nothing yet has nothing to correct.
             let seen = _mm512_cmpneq_ps_mask(after, _mm512_set1_ps(f32::NEG_INFINITY));
-            let corrections = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), seen, exp(_mm512_sub_ps(before, after)));
+            let corrections = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), seen, exp_or_zero(_mm512_sub_ps(before, after)));
             parts = [_mm512_setzero_ps(); ROWS];
             for (i, &(start, end)) in lanes.iter().enumerate() {
                 let weights = &mut weights[i * LANES..(i + 1) * LANES];
@@ -297,7 +297,7 @@ impl Room {
                     continue;
                 }
                 let max = _mm512_set1_ps(highest[i]);
-                let [low, high] = scaled(&scores[i], scale).map(|scores| exp(_mm512_sub_ps(scores, max)));
+                let [low, high] = scaled(&scores[i], scale).map(|scores| exp_or_zero(_mm512_sub_ps(scores, max)));
                 parts[i] = _mm512_add_ps(low, high);
                 // SAFETY: sixteen pairs are a vector.
                 unsafe { _mm512_storeu_si512(weights.as_mut_ptr().cast(), rounded(low, high)) };

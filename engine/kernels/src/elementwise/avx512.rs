@@ -75,6 +75,26 @@ pub(crate) fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], head: &mut [f32
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[inline]
 pub(crate) fn exp(x: __m512) -> __m512 {
+    let (p, n) = exp_parts(x);
+    _mm512_scalef_ps(p, n)
+}
+
+/// As [`exp`], but zero instead of a subnormal number: those take some hundred cycles. For a softmax, whose masked scores are
+/// negative infinity.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+pub(crate) fn exp_or_zero(x: __m512) -> __m512 {
+    /// The logarithm of the smallest normal number, rounded up.
+    const SMALLEST: f32 = -87.336_54;
+    let (p, n) = exp_parts(x);
+    // What is not a number is not less, and stays so.
+    _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(SMALLEST)), p, n)
+}
+
+/// `p` and `n` with `exp(x) = p * 2^n`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+fn exp_parts(x: __m512) -> (__m512, __m512) {
     // Beyond these bounds the result is 0 or infinity; the operand order lets NaN through.
     let x = _mm512_max_ps(_mm512_set1_ps(-105.0), _mm512_min_ps(_mm512_set1_ps(89.0), x));
     let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
@@ -84,8 +104,7 @@ pub(crate) fn exp(x: __m512) -> __m512 {
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     }
-    let p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0)));
-    _mm512_scalef_ps(p, n)
+    (_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0))), n)
 }
 
 /// The first floats of a vector, at most all of them, the rest zero.

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::dropout::{self, FACTORS, MIX_STEP, Masked};
 use super::table::{PANEL_COLS, TILE_ROWS, Tile};
-use crate::elementwise::avx512::exp;
+use crate::elementwise::avx512::{exp, exp_or_zero};
 use crate::shared::Place;
 
 const LANES: usize = 16;
@@ -129,7 +129,7 @@ pub(super) fn exp_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
     let (scales, shifts) = (_mm512_set1_ps(scale), _mm512_set1_ps(shift));
     let mut sums = _mm512_setzero_ps();
     for x in whole {
-        let value = exp(_mm512_fmsub_ps(load(x), scales, shifts));
+        let value = exp_or_zero(_mm512_fmsub_ps(load(x), scales, shifts));
         sums = _mm512_add_ps(sums, value);
         store(value, x);
     }
@@ -137,7 +137,7 @@ pub(super) fn exp_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
     for (last, x) in last.iter_mut().zip(rest.iter()) {
         *last = x.mul_add(scale, -shift);
     }
-    let value = exp(load(&last));
+    let value = exp_or_zero(load(&last));
     store(value, &mut last);
     rest.copy_from_slice(&last[..rest.len()]);
     _mm512_reduce_add_ps(_mm512_add_ps(sums, value))
