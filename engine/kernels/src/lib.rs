@@ -14,6 +14,7 @@
     reason = "the only crate of the workspace that may be unsafe: intrinsics, and slices shared between threads"
 )]
 
+mod ahead;
 mod attention;
 mod bf16;
 mod buffer;

@@ -4,12 +4,13 @@
 //! its core for itself is won back by the first-level cache: inputs come in chunks whose lines stay there for all rows.
 
 use std::arch::asm;
-use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::product::ROWS as ROWS_MAX;
 use super::{GROUP, LANES, Part, STEP};
+use crate::ahead::Lines;
 use crate::shared::Place;
 use crate::tiles::{self, LINE, ROWS, Shape};
 
@@ -29,7 +30,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
     assert!(part.rows <= ROWS_MAX, "{} rows of a part", part.rows);
     let mut sums = Sums(MaybeUninit::uninit());
     let sums = Place { start: sums.0.as_mut_ptr().cast(), stride: GROUP, add: true };
-    let mut ahead = Ahead::of(part);
+    let mut next = Next::of(part);
     let whole = Shape { rows: ROWS, bytes_per_row: LINE };
     tiles::configure(&[whole; 4]);
     // Equal chunks.
@@ -38,38 +39,29 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
         let pairs = first..part.pairs.min(first + step);
         for row in (0..part.rows).step_by(ROWS) {
             // SAFETY: `check` has passed, the registers are configured, and the sums have every row; the rest is the caller's promise.
-            unsafe { block(part, row, pairs.clone(), place.from_row(row), sums.from_row(row), &mut ahead) };
+            unsafe { block(part, row, pairs.clone(), place.from_row(row), sums.from_row(row), &mut next) };
         }
     }
     tiles::release();
 }
 
-/// Lines that are multiplied next: with each square as many are asked for as it takes to have asked for all in the end.
-struct Ahead {
-    halves: [*const u32; 2],
-    /// Of each half.
-    lines_left: usize,
+/// Weights that are multiplied next: with each square as many lines are asked for as it takes to have asked for all in the end.
+struct Next {
+    lines: Lines,
     lines_per_step: usize,
 }
 
-impl Ahead {
-    fn of(part: &Part<'_>) -> Ahead {
+impl Next {
+    fn of(part: &Part<'_>) -> Next {
         let num_steps = part.rows.div_ceil(ROWS) * (part.pairs / PAIRS);
-        let num_lines = part.next[0].len().div_ceil(LANES);
-        let lines_per_step = num_lines.div_ceil(num_steps.max(1));
-        Ahead { halves: part.next.map(<[u32]>::as_ptr), lines_left: num_lines, lines_per_step }
+        let num_lines = part.next.num_lines();
+        Next { lines: { part.next }.take(num_lines), lines_per_step: num_lines.div_ceil(num_steps.max(1)) }
     }
 
     #[inline(always)]
     fn ask(&mut self) {
-        let num_lines = self.lines_per_step.min(self.lines_left);
-        self.lines_left -= num_lines;
-        for _ in 0..num_lines {
-            for half in &mut self.halves {
-                // SAFETY: SSE is in the baseline of x86-64, and a prefetch of any address reads nothing.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(half.cast()) };
-                *half = half.wrapping_add(LANES);
-            }
+        for _ in 0..self.lines_per_step {
+            self.lines.ask();
         }
     }
 }
@@ -80,7 +72,7 @@ impl Ahead {
 /// # Safety
 /// `Part::check` has passed, and both places begin with the row: `out` has those of the part, `sums` as many as a tile register.
 #[inline]
-unsafe fn block(part: &Part<'_>, row: usize, pairs: Range<usize>, out: Place, sums: Place, ahead: &mut Ahead) {
+unsafe fn block(part: &Part<'_>, row: usize, pairs: Range<usize>, out: Place, sums: Place, next: &mut Next) {
     let rows = ROWS.min(part.rows - row);
     let (is_first, is_last) = (pairs.start == 0, pairs.end == part.pairs);
     // SAFETY: the caller's promise.
@@ -102,7 +94,7 @@ unsafe fn block(part: &Part<'_>, row: usize, pairs: Range<usize>, out: Place, su
                 _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_byte_add(LINE));
             }
         }
-        add_products(part, row, pairs, ahead);
+        add_products(part, row, pairs, next);
         match is_last {
             true if rows == ROWS => store(out),
             true => {
@@ -119,11 +111,11 @@ unsafe fn block(part: &Part<'_>, row: usize, pairs: Range<usize>, out: Place, su
 /// # Safety
 /// As [`block`].
 #[inline(always)]
-unsafe fn add_products(part: &Part<'_>, row: usize, pairs: Range<usize>, ahead: &mut Ahead) {
+unsafe fn add_products(part: &Part<'_>, row: usize, pairs: Range<usize>, next: &mut Next) {
     let x = part.x.as_ptr().wrapping_add(part.row(row));
     for pair in pairs.step_by(PAIRS) {
         let lines = part.lines.map(|lines| lines.as_ptr().wrapping_add(pair * LANES));
-        ahead.ask();
+        next.ask();
         // SAFETY: the caller's promise. Tile registers are nothing that the compiler uses, so they keep their contents in between.
         unsafe {
             asm!(

@@ -37,12 +37,17 @@ pub use product::Direction;
 pub(crate) use product::{run, run_rounded};
 pub use round::Rounded;
 
+use crate::ahead::Ahead;
 use crate::huge_pages::HugePages;
 use crate::shared::Place;
 use crate::{Isa, Matrix, Pool};
 
 /// Outputs of a line.
 pub(crate) const LANES: usize = 16;
+/// Bytes of a line.
+const LINE_BYTES: usize = LANES * size_of::<u32>();
+/// Pairs of rows, or of columns, that are turned round together.
+const PATCH: usize = LANES / 2;
 /// Outputs that are computed together.
 pub(crate) const GROUP: usize = 2 * LANES;
 /// Inputs are filled up to a multiple of this: the depth of a tile register.
@@ -111,9 +116,27 @@ impl Bf16Matrix {
         })
     }
 
+    /// What is read of a group of rows, for some pairs.
+    fn ahead(&self, group: usize, pairs: Range<usize>) -> Ahead {
+        let half = self.num_pairs() * LINE_BYTES;
+        let first = 2 * group * half + pairs.start * LINE_BYTES;
+        Ahead::rows(&self.bytes()[first..first + pairs.len() * LINE_BYTES], half, 2)
+    }
+
+    /// What is read of a group of columns, for some pairs of rows.
+    fn ahead_of_columns(&self, group: usize, pairs: Range<usize>) -> Ahead {
+        let half = self.num_pairs() * LINE_BYTES;
+        let first = pairs.start / PATCH * half + group * LANES * LINE_BYTES;
+        Ahead::rows(&self.bytes()[first..first + LANES * LINE_BYTES], half, pairs.len() / PATCH)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.data.as_slice()[self.range.clone()]
+    }
+
     fn pairs(&self) -> &[u32] {
         // SAFETY: any four bytes are a `u32`; the range begins at a line of memory that is aligned far better.
-        let (before, pairs, _) = unsafe { self.data.as_slice()[self.range.clone()].align_to::<u32>() };
+        let (before, pairs, _) = unsafe { self.bytes().align_to::<u32>() };
         debug_assert!(before.is_empty(), "invariant: matrices begin at lines");
         pairs
     }
@@ -150,9 +173,9 @@ pub(crate) struct Part<'a> {
     pub(crate) lines: [&'a [u32]; 2],
     /// Pairs of a row, a multiple of 16.
     pub(crate) pairs: usize,
-    /// The lines that the caller most likely multiplies next, for the caches: both halves of one length, which may be 0.
+    /// The weights that the caller most likely comes to next, for the caches.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "a hint for AMX"))]
-    pub(crate) next: [&'a [u32]; 2],
+    pub(crate) next: Ahead,
 }
 
 impl Part<'_> {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::round::{self, Rounded};
 use super::turn::turn;
 use super::{Bf16Matrix, GROUP, LANES, Multiply, Part, multiply, num_pairs};
+use crate::ahead::Ahead;
 use crate::shared::{Place, SharedMut};
 use crate::source::Source;
 use crate::table::Table;
@@ -149,27 +150,29 @@ impl Product<'_> {
     fn part(&self, (group, pairs): GroupPart, next: Option<GroupPart>) {
         match self.direction {
             Direction::Forward => {
-                let next = next.map_or([&[][..]; 2], |(group, pairs)| self.w.lines(group, pairs));
+                let next = next.map_or(Ahead::none(), |(group, pairs)| self.w.ahead(group, pairs));
                 self.rows((group, pairs.clone()), self.w.lines(group, pairs), next);
             }
             Direction::Backward => TURNED.with_borrow_mut(|turned| {
                 let (upper, lower) = turned.size(2 * pairs.len() * LANES).split_at_mut(pairs.len() * LANES);
                 let mut halves = [upper, lower];
                 turn(self.isa, self.w, group, pairs.clone(), &mut halves);
-                self.rows((group, pairs), halves.map(|half| &*half), [&[]; 2]);
+                let next = next.map_or(Ahead::none(), |(group, pairs)| self.w.ahead_of_columns(group, pairs));
+                self.rows((group, pairs), halves.map(|half| &*half), next);
             }),
         }
     }
 
-    fn rows(&self, (group, pairs): GroupPart, lines: [&[u32]; 2], next: [&[u32]; 2]) {
+    fn rows(&self, (group, pairs): GroupPart, lines: [&[u32]; 2], mut next: Ahead) {
         let add = self.accumulate || pairs.start > 0;
         let outputs = group * GROUP..self.outputs.min((group + 1) * GROUP);
         let (stride, num_rows) = (self.outputs, self.x.rows());
         for first in (0..num_rows).step_by(ROWS) {
             let rows = first..num_rows.min(first + ROWS);
             let (x, block_len) = self.x.part(rows.clone(), pairs.clone());
-            let next = if first == 0 { next } else { [&[][..]; 2] };
             let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len(), next };
+            // Once is enough.
+            next = Ahead::none();
             let (from, to) = (rows.start * stride, (rows.end - 1) * stride);
             let start = self.out.pointer(from + outputs.start..to + outputs.end);
             let place = Place { start, stride, add };

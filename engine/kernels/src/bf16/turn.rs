@@ -1,17 +1,13 @@
 //! Lines of a matrix turned round: gradients go through it from rows to columns, so that pairs are of rows, and lanes are columns.
+//!
+//! Eight lines, the pairs of sixteen columns by sixteen rows, become eight lines of sixteen columns: a *patch*.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Bf16Matrix, LANES};
+use super::{Bf16Matrix, LANES, PATCH};
 use crate::Isa;
-
-/// Lines of packed weights, pairs of sixteen columns by sixteen rows, that become as many lines of sixteen columns: a *patch*.
-const PATCH: usize = LANES / 2;
-/// Sixteens of rows between those that are turned and those that the caches are asked for.
-#[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 12;
 
 /// Turns the columns of a group, for some pairs of rows that begin and end with a patch.
 ///
@@ -27,9 +23,8 @@ pub(super) fn turn(isa: Isa, w: &Bf16Matrix, group: usize, pairs: Range<usize>, 
             let out = &mut out.as_chunks_mut().0[index];
             #[cfg(target_arch = "x86_64")]
             if matches!(isa, Isa::Avx512 | Isa::Amx) {
-                let ahead = patch.as_ptr().wrapping_add(AHEAD * half_len);
                 // SAFETY: the instruction set is available.
-                unsafe { turn_avx512(patch, ahead, out) };
+                unsafe { turn_avx512(patch, out) };
                 continue;
             }
             let _ = isa;
@@ -55,7 +50,7 @@ fn turn_scalar(patch: &[u32; PATCH * LANES], out: &mut [u32; PATCH * LANES]) {
 /// The processor has AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn turn_avx512(patch: &[u32; PATCH * LANES], ahead: *const u32, out: &mut [u32; PATCH * LANES]) {
+unsafe fn turn_avx512(patch: &[u32; PATCH * LANES], out: &mut [u32; PATCH * LANES]) {
     /// Of rows 0 and 1, both columns of a pair: the words of column 0, then of column 1; and so on.
     const BY_COLUMN: [u16; 2 * LANES] = {
         let mut words = [0; 2 * LANES];
@@ -66,11 +61,10 @@ unsafe fn turn_avx512(patch: &[u32; PATCH * LANES], ahead: *const u32, out: &mut
         }
         words
     };
-    // SAFETY: the indices, and each line, are a vector; a prefetch of any address reads nothing.
+    // SAFETY: the indices, and each line, are a vector.
     unsafe {
         let by_column = _mm512_loadu_si512(BY_COLUMN.as_ptr().cast());
         let a: [__m512i; PATCH] = std::array::from_fn(|line| {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * LANES).cast());
             let line = _mm512_loadu_si512(patch.as_ptr().add(line * LANES).cast());
             _mm512_permutexvar_epi16(by_column, line)
         });

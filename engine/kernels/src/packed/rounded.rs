@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::product::PRODUCTS_MAX;
 use super::widen::{BLOCK_PAIRS, widen};
 use super::{PackedMatrix, PackedProduct};
+use crate::ahead::Ahead;
 use crate::bf16::product::{PAIRS, ROWS, multiply_to};
 use crate::bf16::{GROUP, LANES, Multiply, Part, Rounded, multiply, num_pairs};
 use crate::shared::{Place, SharedMut};
@@ -95,7 +96,7 @@ impl Run<'_> {
                 let rows = row..num_rows.min(row + ROWS);
                 let (x, block_len) = self.x.part(rows.clone(), pairs.clone());
                 let lines = [&*upper, &*lower];
-                let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len(), next: [&[]; 2] };
+                let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len(), next: Ahead::none() };
                 let stride = weight.rows();
                 let (first, last) = (rows.start * stride, (rows.end - 1) * stride);
                 let start = product.out.pointer(first + outputs.start..last + outputs.end);

@@ -11,12 +11,12 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::ahead::Ahead;
 use super::left::Left;
 use super::pack::Panels;
 use super::product::{Out, multiply};
 use super::table::TrainingTable;
 use super::view::View;
+use crate::ahead::Ahead;
 use crate::shared::SharedMut;
 use crate::{Buffer, Pool, reduce};
 

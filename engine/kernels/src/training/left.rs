@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::ahead::Lines;
 use super::table::{TILE_ROWS, Tile, TrainingTable};
 use super::view::View;
+use crate::ahead::Lines;
 use crate::shared::SharedMut;
 use crate::{Buffer, Pool};
 

@@ -5,7 +5,6 @@
 //! that a result does not depend on the number of threads. Weights stay as they are stored: a panel of them is decoded when
 //! it is multiplied, so `f32`, `bf16` and block formats take the same path.
 
-mod ahead;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

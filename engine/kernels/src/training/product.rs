@@ -7,11 +7,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::ahead::Ahead;
 use super::left::{Interleaved, Left};
 use super::pack::Panels;
 use super::table::{PANEL_COLS, TILE_COLS, TILE_ROWS, Tile, TrainingTable};
 use super::view::View;
+use crate::ahead::Ahead;
 use crate::shared::{Place, SharedMut};
 use crate::table::Table;
 use crate::{Matrix, Pool};
@@ -72,6 +72,22 @@ impl Right<'_> {
             Right::Weights(w) => w.cols(),
             Right::Transposed(w) => w.rows(),
         }
+    }
+
+    /// A block of weights, to ask for; nothing of floats, which are in a cache anyway.
+    fn ahead(&self, depth: Range<usize>, cols: Range<usize>) -> Ahead {
+        let (weights, rows, cols) = match *self {
+            Right::Floats(_) => return Ahead::none(),
+            Right::Weights(w) => (w, depth, cols),
+            Right::Transposed(w) => (w, cols, depth),
+        };
+        if rows.is_empty() {
+            return Ahead::none();
+        }
+        let dtype = weights.dtype();
+        let offset = |col: usize| col.div_ceil(dtype.block_len()) * dtype.block_bytes();
+        let first = weights.row_bytes(rows.start);
+        Ahead::rows(&first[offset(cols.start)..offset(cols.end)], first.len(), rows.len())
     }
 
     fn pack(&self, tables: (&Table, &TrainingTable), depth: Range<usize>, cols: Range<usize>, panels: &mut Panels) {
@@ -187,8 +203,8 @@ impl Product<'_> {
             let depth = block_from(first);
             self.right.pack(tables, depth.clone(), part.cols.clone(), panels);
             let mut ahead = match &part.next {
-                _ if depth.end < terms.end => Ahead::of(&self.right, block_from(depth.end), part.cols.clone()),
-                Some(next) => Ahead::of(&self.right, block_from(terms.start), next.clone()),
+                _ if depth.end < terms.end => self.right.ahead(block_from(depth.end), part.cols.clone()),
+                Some(next) => self.right.ahead(block_from(terms.start), next.clone()),
                 None => Ahead::none(),
             };
             let out = Out {

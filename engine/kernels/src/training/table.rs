@@ -1,9 +1,9 @@
 //! The functions of one instruction set for training, as `crate::table` for serving.
 
-use super::ahead::Lines;
 use super::dropout::{self, Masked};
 use super::scalar;
 use crate::Isa;
+use crate::ahead::Lines;
 use crate::shared::Place;
 
 /// Rows of the left factor that are multiplied together.

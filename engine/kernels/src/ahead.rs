@@ -3,16 +3,12 @@
 //! A block of weights is some hundred bytes of many rows each: too short and too scattered for the processor to foresee, and
 //! read once in a product, so that without this every block is waited for.
 
-use std::ops::Range;
-
-use super::product::Right;
-
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
 /// Lines of a block of weights that have not been asked for yet, in order. What they hold is not read.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(crate) struct Ahead {
     /// The first row of the block.
     start: *const u8,
     /// Bytes from one row of the weights to the next.
@@ -25,42 +21,25 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// Nothing.
-    pub(super) fn none() -> Ahead {
+    pub(crate) fn none() -> Ahead {
         Ahead { start: std::ptr::null(), stride: 0, lines_per_row: 1, taken: 0, num: 0 }
     }
 
-    /// A block of a right factor; nothing if it is no weights, which are the only factor that is not in a cache anyway.
-    pub(super) fn of(right: &Right<'_>, depth: Range<usize>, cols: Range<usize>) -> Ahead {
-        let (weights, rows, cols) = match *right {
-            Right::Floats(_) => return Ahead::none(),
-            Right::Weights(w) => (w, depth, cols),
-            Right::Transposed(w) => (w, cols, depth),
-        };
-        if rows.is_empty() || cols.is_empty() {
-            return Ahead::none();
-        }
-        let dtype = weights.dtype();
-        let offset = |col: usize| col.div_ceil(dtype.block_len()) * dtype.block_bytes();
-        let row = weights.row_bytes(rows.start);
-        let (start, end) = (offset(cols.start), offset(cols.end));
-        let lines_per_row = (end - start).div_ceil(LINE);
-        Ahead {
-            start: row[start..end].as_ptr(),
-            stride: row.len(),
-            lines_per_row,
-            taken: 0,
-            num: rows.len() * lines_per_row,
-        }
+    /// The lines of rows, the first of which is given, that lie `stride` bytes apart.
+    pub(crate) fn rows(first: &[u8], stride: usize, num_rows: usize) -> Ahead {
+        let lines_per_row = first.len().div_ceil(LINE).max(1);
+        let num = if first.is_empty() { 0 } else { num_rows * lines_per_row };
+        Ahead { start: first.as_ptr(), stride, lines_per_row, taken: 0, num }
     }
 
     /// Lines that are left.
-    pub(super) fn num_lines(&self) -> usize {
+    pub(crate) fn num_lines(&self) -> usize {
         self.num - self.taken
     }
 
     /// Takes the next lines, at most `num`; whoever multiplies asks for them meanwhile.
     #[inline]
-    pub(super) fn take(&mut self, num: usize) -> Lines {
+    pub(crate) fn take(&mut self, num: usize) -> Lines {
         let num = num.min(self.num_lines());
         let (row, line) = (self.taken / self.lines_per_row, self.taken % self.lines_per_row);
         self.taken += num;
@@ -76,7 +55,7 @@ impl Ahead {
 
 /// Some lines, one after the other.
 #[derive(Clone, Copy)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     next: *const u8,
     left_in_row: usize,
     lines_per_row: usize,
@@ -88,7 +67,7 @@ pub(super) struct Lines {
 impl Lines {
     /// Asks the second-level cache for the next line, if there is one.
     #[inline(always)]
-    pub(super) fn ask(&mut self) {
+    pub(crate) fn ask(&mut self) {
         if self.num == 0 {
             return;
         }
@@ -104,7 +83,7 @@ impl Lines {
 
     /// Asks for all that are left.
     #[inline]
-    pub(super) fn ask_all(&mut self) {
+    pub(crate) fn ask_all(&mut self) {
         while self.num > 0 {
             self.ask();
         }
@@ -125,8 +104,6 @@ fn prefetch(_line: *const u8) {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples::Random;
-    use crate::{DType, Matrix};
 
     fn addresses(ahead: &mut Ahead, num: usize) -> Vec<usize> {
         let mut lines = ahead.take(num);
@@ -139,26 +116,21 @@ mod tests {
     }
 
     #[test]
-    fn every_line_of_a_block_is_asked_for_once() {
-        let w: Matrix = Random(1).matrix(DType::F32, 7, 100);
-        // Columns 32 to 80 are three lines of each row.
-        let expected: Vec<usize> = (2..6)
-            .flat_map(|row| (0..3).map(move |line| (row, line)))
-            .map(|(row, line)| w.row_bytes(row).as_ptr().addr() + (32 + 16 * line) * 4)
-            .collect();
+    fn every_line_of_every_row_is_asked_for_once() {
+        let bytes = [0; 2000];
+        // Three lines, the last of them short, of each of four rows.
+        let first = &bytes[128..128 + 2 * LINE + 8];
+        let lines = (0..4).flat_map(|row| (0..3).map(move |line| row * 400 + line * LINE));
+        let expected: Vec<usize> = lines.map(|at| first.as_ptr().addr() + at).collect();
         for num in [1, 2, 5, 100] {
-            for right in [Right::Weights(&w), Right::Transposed(&w)] {
-                let mut ahead = match right {
-                    Right::Transposed(_) => Ahead::of(&right, 32..80, 2..6),
-                    _ => Ahead::of(&right, 2..6, 32..80),
-                };
-                let mut found = Vec::new();
-                while ahead.num_lines() > 0 {
-                    found.extend(addresses(&mut ahead, num));
-                }
-                assert_eq!(found, expected, "{num} at a time");
+            let (mut ahead, mut found) = (Ahead::rows(first, 400, 4), Vec::new());
+            while ahead.num_lines() > 0 {
+                found.extend(addresses(&mut ahead, num));
             }
+            assert_eq!(found, expected, "{num} at a time");
         }
-        assert_eq!(addresses(&mut Ahead::none(), 3), []);
+        for mut nothing in [Ahead::none(), Ahead::rows(&[], 400, 4), Ahead::rows(first, 400, 0)] {
+            assert_eq!(addresses(&mut nothing, 3), []);
+        }
     }
 }
