@@ -51,7 +51,7 @@ pub(crate) struct Place {
 impl Place {
     /// Without the rows before `row`.
     #[inline(always)]
-    pub(crate) fn from_row(self, row: usize) -> Place {
+    pub(crate) fn at_row(self, row: usize) -> Place {
         Place { start: self.start.wrapping_add(row * self.stride), ..self }
     }
 }

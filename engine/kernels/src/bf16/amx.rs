@@ -39,7 +39,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
         let pairs = first..part.pairs.min(first + step);
         for row in (0..part.rows).step_by(ROWS) {
             // SAFETY: `check` has passed, the registers are configured, and the sums have every row; the rest is the caller's promise.
-            unsafe { block(part, row, pairs.clone(), place.from_row(row), sums.from_row(row), &mut next) };
+            unsafe { block(part, (row, pairs.clone()), (place.at_row(row), sums.at_row(row)), &mut next) };
         }
     }
     tiles::release();
@@ -72,7 +72,7 @@ impl Next {
 /// # Safety
 /// `Part::check` has passed, and both places begin with the row: `out` has those of the part, `sums` as many as a tile register.
 #[inline]
-unsafe fn block(part: &Part<'_>, row: usize, pairs: Range<usize>, out: Place, sums: Place, next: &mut Next) {
+unsafe fn block(part: &Part<'_>, (row, pairs): (usize, Range<usize>), (out, sums): (Place, Place), next: &mut Next) {
     let rows = ROWS.min(part.rows - row);
     let (is_first, is_last) = (pairs.start == 0, pairs.end == part.pairs);
     // SAFETY: the caller's promise.
@@ -89,7 +89,7 @@ unsafe fn block(part: &Part<'_>, row: usize, pairs: Range<usize>, out: Place, su
         if is_last {
             // The outputs are asked for while they are computed.
             for row in 0..rows {
-                let line = out.from_row(row).start.cast();
+                let line = out.at_row(row).start.cast();
                 _mm_prefetch::<_MM_HINT_ET0>(line);
                 _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_byte_add(LINE));
             }
@@ -172,6 +172,6 @@ unsafe fn store(place: Place) {
 unsafe fn copy(from: Place, to: Place, rows: usize) {
     for row in 0..rows {
         // SAFETY: the caller's promise.
-        unsafe { to.from_row(row).start.copy_from_nonoverlapping(from.from_row(row).start, GROUP) };
+        unsafe { to.at_row(row).start.copy_from_nonoverlapping(from.at_row(row).start, GROUP) };
     }
 }
