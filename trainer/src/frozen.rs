@@ -19,7 +19,7 @@ pub enum Frozen {
     /// As it is stored, for products in single precision.
     Exact(Matrix),
     /// Rounded and packed, for products in bf16.
-    Rounded(Bf16Matrix),
+    Packed(Bf16Matrix),
 }
 
 /// Rows that frozen matrices multiply: as they are, and rounded where the products are in bf16.
@@ -33,14 +33,14 @@ pub struct Rows<'a> {
 impl Frozen {
     /// Rounds and packs matrices, in the order in which a step reads them.
     pub(crate) fn round_all(matrices: &[&Matrix], kernels: &Kernels) -> Vec<Frozen> {
-        Bf16Matrix::pack_all(matrices, kernels.pool()).into_iter().map(Frozen::Rounded).collect()
+        Bf16Matrix::pack_all(matrices, kernels.pool()).into_iter().map(Frozen::Packed).collect()
     }
 
     /// Number of inputs.
     pub fn inputs(&self) -> usize {
         match self {
             Frozen::Exact(matrix) => matrix.cols(),
-            Frozen::Rounded(matrix) => matrix.cols(),
+            Frozen::Packed(matrix) => matrix.cols(),
         }
     }
 
@@ -48,17 +48,18 @@ impl Frozen {
     pub fn outputs(&self) -> usize {
         match self {
             Frozen::Exact(matrix) => matrix.rows(),
-            Frozen::Rounded(matrix) => matrix.rows(),
+            Frozen::Packed(matrix) => matrix.rows(),
         }
     }
 
     /// Prepares rows of `cols` for this matrix and others of its kind.
     ///
     /// **Panics** if `x` is not whole rows.
-    pub fn rows<'a>(&self, kernels: &Kernels, x: &'a [f32], cols: usize, rounded: &'a mut Rounded) -> Rows<'a> {
+    pub fn prepare<'a>(&self, kernels: &Kernels, x: &'a [f32], cols: usize, rounded: &'a mut Rounded) -> Rows<'a> {
+        assert!(x.len().is_multiple_of(cols), "{} values in rows of {cols}", x.len());
         let rounded = match self {
             Frozen::Exact(_) => None,
-            Frozen::Rounded(_) => {
+            Frozen::Packed(_) => {
                 kernels.round(x, x.len() / cols, rounded);
                 Some(&*rounded)
             }
@@ -75,7 +76,7 @@ impl Frozen {
                 let left = View::new(x.x, x.x.len() / matrix.cols(), matrix.cols());
                 kernels.product(&Product { left, right: Right::Transposed(matrix), accumulate: false }, out);
             }
-            Frozen::Rounded(matrix) => {
+            Frozen::Packed(matrix) => {
                 kernels.matmul_rounded(x.rounded(), (matrix, Direction::Forward), false, out);
             }
         }
@@ -90,7 +91,7 @@ impl Frozen {
                 let left = View::new(d_out.x, d_out.x.len() / matrix.rows(), matrix.rows());
                 kernels.product(&Product { left, right: Right::Weights(matrix), accumulate }, d_x);
             }
-            Frozen::Rounded(matrix) => {
+            Frozen::Packed(matrix) => {
                 kernels.matmul_rounded(d_out.rounded(), (matrix, Direction::Backward), accumulate, d_x);
             }
         }

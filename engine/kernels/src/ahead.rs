@@ -64,6 +64,7 @@ pub(crate) struct Lines {
     num: usize,
 }
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "a hint for instruction sets of x86-64"))]
 impl Lines {
     /// Asks the second-level cache for the next line, if there is one.
     #[inline(always)]

@@ -52,11 +52,11 @@ impl AsRef<[u8]> for HugePages {
 }
 
 /// Asks for huge pages for a new buffer, where it is long enough to hold some.
-pub(crate) fn advise_buffer(start: *mut u8, len: usize) {
+pub(crate) fn advise_buffer(bytes: &mut [u8]) {
     /// Size of the pages whose address an advice must have.
     const PAGE: usize = 4096;
-    if len >= 2 * HUGE_PAGE {
-        advise(start.map_addr(|at| at.next_multiple_of(PAGE)), len - PAGE);
+    if bytes.len() >= 2 * HUGE_PAGE {
+        advise(bytes.as_mut_ptr().map_addr(|at| at.next_multiple_of(PAGE)), bytes.len() - PAGE);
     }
 }
 

@@ -46,22 +46,22 @@ impl Pass<'_> {
             |target: Target| Module::new(kernels, &weights.linears[target.index()], Some(adapted), (layer, target));
         let work = &mut self.work;
         let rows = work.x.len() / config.hidden_size;
-        let wide = work.wide.size(rows * config.intermediate_size);
+        let wide = work.wide.fit(rows * config.intermediate_size);
         let down = module(Target::Down);
         if down.adapted.is_some() {
             kernels.swiglu_into(&kept.gate, &kept.up, wide);
         }
-        let d_wide = work.d_heads.size(rows * config.intermediate_size);
+        let d_wide = work.d_heads.fit(rows * config.intermediate_size);
         let inputs = Inputs { x: wide, low: &kept.low[Target::Down.index()], d_out: &work.x };
         let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
         down.backward(&inputs, Some((d_wide, false)), gradients, buffers);
         kernels.swiglu_backward(&mut kept.gate, &mut kept.up, d_wide);
         let (gate, up) = (module(Target::Gate), module(Target::Up));
-        let normed = work.normed.size(work.x.len());
+        let normed = work.normed.fit(work.x.len());
         if gate.adapted.is_some() || up.adapted.is_some() {
             kernels.rms_norm(&kept.middle, &weights.ffn_norm, config.norm_eps, normed);
         }
-        let d_normed = work.d_normed.size(work.x.len());
+        let d_normed = work.d_normed.fit(work.x.len());
         for (module, target, d_out, add) in [(gate, Target::Gate, &kept.gate, false), (up, Target::Up, &kept.up, true)]
         {
             let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
@@ -84,27 +84,27 @@ impl Pass<'_> {
             |target: Target| Module::new(kernels, &weights.linears[target.index()], Some(adapted), (layer, target));
         let args = self.attention(kept, batch, layer);
         let work = &mut self.work;
-        let d_heads = work.d_heads.size(kept.heads.len());
+        let d_heads = work.d_heads.fit(kept.heads.len());
         let inputs = Inputs { x: &kept.heads, low: &kept.low[Target::O.index()], d_out: &work.x };
         let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
         module(Target::O).backward(&inputs, Some((d_heads, false)), gradients, buffers);
         let attended = Attended { out: &kept.heads, log_sums: &kept.log_sums, d_out: d_heads };
-        let (d_q, d_k) = (work.d_q.size(kept.q.len()), work.d_k.size(kept.k.len()));
-        let d_v = work.d_v.size(kept.v.len());
+        let (d_q, d_k) = (work.d_q.fit(kept.q.len()), work.d_k.fit(kept.k.len()));
+        let d_v = work.d_v.fit(kept.v.len());
         kernels.causal_attention_backward(&args, &attended, [d_q, d_k, d_v]);
         kernels.rope(&base.rope_inverse, &batch.positions, config.num_heads, d_q);
         kernels.rope(&base.rope_inverse, &batch.positions, config.num_kv_heads, d_k);
         if let Some(norms) = &weights.head_norms {
             for ((raw, d), norm) in kept.raw.iter().zip([&mut work.d_q, &mut work.d_k]).zip(norms) {
-                let d_raw = work.wide.size(d.len());
+                let d_raw = work.wide.fit(d.len());
                 d_raw.fill(0.0);
                 kernels.rms_norm_backward((raw, norm, config.norm_eps), d, d_raw);
                 d.copy_from_slice(d_raw);
             }
         }
-        let normed = work.normed.size(work.x.len());
+        let normed = work.normed.fit(work.x.len());
         kernels.rms_norm(&kept.x, &weights.attn_norm, config.norm_eps, normed);
-        let d_normed = work.d_normed.size(work.x.len());
+        let d_normed = work.d_normed.fit(work.x.len());
         // Below the first layer nothing is trained, so nothing there needs a gradient.
         let goes_on = layer > 0;
         for (target, d_out) in [(Target::Q, &work.d_q), (Target::K, &work.d_k), (Target::V, &work.d_v)] {

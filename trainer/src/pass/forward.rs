@@ -42,7 +42,7 @@ impl Pass<'_> {
     /// Writes the embeddings of the tokens to `work.x`.
     fn embed(&mut self, batch: &Batch) {
         let hidden_size = self.base.config.hidden_size;
-        let x = self.work.x.size(batch.num_rows() * hidden_size);
+        let x = self.work.x.fit(batch.num_rows() * hidden_size);
         for (&token, row) in batch.tokens.iter().zip(x.chunks_exact_mut(hidden_size)) {
             self.base.embeddings.dequantize_row(token as usize, row);
         }
@@ -61,9 +61,10 @@ impl Pass<'_> {
         let (kernels, weights, rows) = (&base.kernels, &base.layers[layer], batch.num_rows());
         let module = |target: Target| Module::new(kernels, &weights.linears[target.index()], adapted, (layer, target));
         let work = &mut self.work;
-        let normed = work.normed.size(rows * config.hidden_size);
+        let normed = work.normed.fit(rows * config.hidden_size);
         kernels.rms_norm(&work.x, &weights.attn_norm, config.norm_eps, normed);
-        let input = weights.linears[0].weight.rows(kernels, normed, config.hidden_size, &mut work.rounded);
+        let input =
+            weights.linears[Target::Q.index()].weight.prepare(kernels, normed, config.hidden_size, &mut work.rounded);
         let outputs = [
             (Target::Q, &mut kept.q, config.query_size()),
             (Target::K, &mut kept.k, config.kv_size()),
@@ -71,7 +72,7 @@ impl Pass<'_> {
         ];
         for (target, out, width) in outputs {
             let low = &mut kept.low[target.index()];
-            module(target).forward(input, out.size(rows * width), low, &mut work.dropped);
+            module(target).forward(input, out.fit(rows * width), low, &mut work.dropped);
         }
         if let Some(norms) = &weights.head_norms {
             for ((raw, heads), norm) in kept.raw.iter_mut().zip([&mut kept.q, &mut kept.k]).zip(norms) {
@@ -83,14 +84,14 @@ impl Pass<'_> {
         kernels.rope(&base.rope, &batch.positions, config.num_kv_heads, &mut kept.k);
         let mut heads = std::mem::take(&mut kept.heads);
         let mut log_sums = std::mem::take(&mut kept.log_sums);
-        heads.size(rows * config.query_size());
-        log_sums.size(rows * config.num_heads);
+        heads.fit(rows * config.query_size());
+        log_sums.fit(rows * config.num_heads);
         kernels.causal_attention(&self.attention(kept, batch, layer), &mut heads, &mut log_sums);
         (kept.heads, kept.log_sums) = (heads, log_sums);
         let work = &mut self.work;
-        let out = work.normed.size(rows * config.hidden_size);
+        let out = work.normed.fit(rows * config.hidden_size);
         let o = module(Target::O);
-        let input = o.linear.weight.rows(kernels, &kept.heads, config.query_size(), &mut work.rounded);
+        let input = o.linear.weight.prepare(kernels, &kept.heads, config.query_size(), &mut work.rounded);
         o.forward(input, out, &mut kept.low[Target::O.index()], &mut work.dropped);
         kernels.add(&mut work.x, out);
     }
@@ -100,18 +101,22 @@ impl Pass<'_> {
         let (kernels, weights) = (&base.kernels, &base.layers[layer]);
         let module = |target: Target| Module::new(kernels, &weights.linears[target.index()], adapted, (layer, target));
         let work = &mut self.work;
-        let normed = work.normed.size(rows * config.hidden_size);
+        let normed = work.normed.fit(rows * config.hidden_size);
         kernels.rms_norm(&work.x, &weights.ffn_norm, config.norm_eps, normed);
-        let input =
-            weights.linears[Target::Gate.index()].weight.rows(kernels, normed, config.hidden_size, &mut work.rounded);
+        let input = weights.linears[Target::Gate.index()].weight.prepare(
+            kernels,
+            normed,
+            config.hidden_size,
+            &mut work.rounded,
+        );
         for (target, out) in FEED_FORWARD.into_iter().zip([&mut kept.gate, &mut kept.up]) {
-            let out = out.size(rows * config.intermediate_size);
+            let out = out.fit(rows * config.intermediate_size);
             module(target).forward(input, out, &mut kept.low[target.index()], &mut work.dropped);
         }
-        let wide = work.wide.size(rows * config.intermediate_size);
+        let wide = work.wide.fit(rows * config.intermediate_size);
         kernels.swiglu_into(&kept.gate, &kept.up, wide);
         let down = module(Target::Down);
-        let input = down.linear.weight.rows(kernels, wide, config.intermediate_size, &mut work.rounded);
+        let input = down.linear.weight.prepare(kernels, wide, config.intermediate_size, &mut work.rounded);
         down.forward(input, normed, &mut kept.low[Target::Down.index()], &mut work.dropped);
         kernels.add(&mut work.x, normed);
     }

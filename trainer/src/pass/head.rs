@@ -27,24 +27,24 @@ impl Pass<'_> {
         let (kernels, width, vocab) = (&base.kernels, config.hidden_size, config.vocab_size);
         let num = batch.scored.len();
         let kept = &mut self.head;
-        let x = kept.x.size(num * width);
+        let x = kept.x.fit(num * width);
         for (scored, x) in batch.scored.iter().zip(x.chunks_exact_mut(width)) {
             x.copy_from_slice(&self.work.x[scored.row * width..(scored.row + 1) * width]);
         }
-        let normed = kept.normed.size(num * width);
+        let normed = kept.normed.fit(num * width);
         kernels.rms_norm(&kept.x, &base.final_norm, config.norm_eps, normed);
-        let unit = kept.unit.size(if gradient { num * width } else { 0 });
+        let unit = kept.unit.fit(if gradient { num * width } else { 0 });
         let mut logprobs = vec![0.0; num];
         for first in (0..num).step_by(ROWS) {
             let rows = first..num.min(first + ROWS);
-            let logits = kept.logits.size(rows.len() * vocab);
+            let logits = kept.logits.fit(rows.len() * vocab);
             let input = &normed[rows.start * width..rows.end * width];
-            base.output.forward(kernels, base.output.rows(kernels, input, width, &mut self.work.rounded), logits);
+            base.output.forward(kernels, base.output.prepare(kernels, input, width, &mut self.work.rounded), logits);
             let targets: Vec<u32> = batch.scored[rows.clone()].iter().map(|scored| scored.target).collect();
             let out = &mut logprobs[rows.clone()];
             kernels.row_losses(RowLosses { logits, targets: &targets, logprobs: out, gradient });
             if gradient {
-                let d_logits = base.output.rows(kernels, logits, vocab, &mut self.work.rounded);
+                let d_logits = base.output.prepare(kernels, logits, vocab, &mut self.work.rounded);
                 base.output.backward(kernels, d_logits, false, &mut unit[rows.start * width..rows.end * width]);
             }
         }
@@ -59,10 +59,10 @@ impl Pass<'_> {
         for (unit, factor) in kept.unit.chunks_exact_mut(width).zip(factors) {
             unit.iter_mut().for_each(|unit| *unit *= factor);
         }
-        let gathered = kept.gathered.size(kept.unit.len());
+        let gathered = kept.gathered.fit(kept.unit.len());
         gathered.fill(0.0);
         base.kernels.rms_norm_backward((&kept.x, &base.final_norm, config.norm_eps), &kept.unit, gathered);
-        let d_x = self.work.x.size(batch.num_rows() * width);
+        let d_x = self.work.x.fit(batch.num_rows() * width);
         d_x.fill(0.0);
         for (scored, from) in batch.scored.iter().zip(gathered.chunks_exact(width)) {
             let row = &mut d_x[scored.row * width..(scored.row + 1) * width];

@@ -63,7 +63,7 @@ impl<'a> Module<'a> {
             Some(dropout) => View::new(self.drop_rows(dropout, factors, x, dropped), rows, inputs),
             None => view,
         };
-        let low = low.size(rows * r);
+        let low = low.fit(rows * r);
         self.kernels.product(&floats(view, a.transposed(), false), low);
         low.iter_mut().for_each(|low| *low *= scale);
         self.kernels.product(&floats(View::new(low, rows, r), b.transposed(), true), out);
@@ -84,7 +84,7 @@ impl<'a> Module<'a> {
             let (r, b) = (lora.rank(), View::new(&lora.values[factors.b.clone()], w.outputs(), lora.rank()));
             let low = View::new(inputs.low, rows, r);
             self.kernels.product(&floats(d_out.transposed(), low, true), &mut gradients[factors.b.clone()]);
-            let d_low = buffers.d_low.size(rows * r);
+            let d_low = buffers.d_low.fit(rows * r);
             self.kernels.product(&floats(d_out, b, false), d_low);
             d_low.iter_mut().for_each(|d| *d *= lora.scale());
             let x = match dropout {
@@ -97,7 +97,7 @@ impl<'a> Module<'a> {
             (lora, dropout, factors, &*d_low)
         });
         let Some((d_x, accumulate)) = d_x else { return };
-        let d_out = w.rows(self.kernels, inputs.d_out, w.outputs(), buffers.rounded);
+        let d_out = w.prepare(self.kernels, inputs.d_out, w.outputs(), buffers.rounded);
         w.backward(self.kernels, d_out, accumulate, d_x);
         if let Some((lora, dropout, factors, d_low)) = d_low {
             self.through_factors((lora, dropout, factors), View::new(d_low, rows, lora.rank()), d_x, buffers.dropped);
@@ -106,7 +106,7 @@ impl<'a> Module<'a> {
 
     /// What the factors see of the input.
     fn drop_rows<'b>(&self, dropout: Dropout, factors: &Factors, x: &[f32], buffer: &'b mut Buffer) -> &'b [f32] {
-        let dropped = buffer.size(x.len());
+        let dropped = buffer.fit(x.len());
         self.kernels.dropout(&dropout.mask(module(factors)), x, false, dropped);
         dropped
     }
@@ -123,7 +123,7 @@ impl<'a> Module<'a> {
         match dropout {
             None => self.kernels.product(&floats(d_low, a, true), d_x),
             Some(dropout) => {
-                let through = buffer.size(d_x.len());
+                let through = buffer.fit(d_x.len());
                 self.kernels.product(&floats(d_low, a, false), through);
                 self.kernels.dropout(&dropout.mask(module(factors)), through, true, d_x);
             }

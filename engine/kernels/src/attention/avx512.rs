@@ -9,7 +9,7 @@ const LANES: usize = 16;
 /// Vectors accumulated together: a head of 64.
 const WIDE: usize = 4;
 
-/// As `scalar::softmax`.
+/// As `scalar::softmax`; a weight that would be a subnormal number is zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 pub(crate) fn softmax(scores: &mut Scores, scale: f32, softmax: &mut Softmax) -> f32 {
     let [low, high] = [0, LANES].map(|at| {

@@ -123,7 +123,7 @@ struct Scratch(Buffer);
 impl Scratch {
     fn take(len: usize) -> Scratch {
         let mut room = SCRATCH.take();
-        room.size(len);
+        room.fit(len);
         Scratch(room)
     }
 }

@@ -134,14 +134,14 @@ impl Room {
     fn begin(&mut self, num_vectors: usize, head_dim: usize) {
         assert!(num_vectors <= VECTORS && head_dim.is_multiple_of(STEP), "a block of {num_vectors} x {head_dim}");
         let padded = num_vectors.next_multiple_of(ROWS);
-        self.queries.size(padded * head_dim / 2).fill(0);
-        self.keys.size(2 * HALF * head_dim / 2);
-        self.values.size(CHUNK / 2 * head_dim);
-        self.weights.size(padded / ROWS * SQUARE).fill(0);
-        self.scores.size(padded);
-        self.sums.size(padded * head_dim).fill(0.0);
-        self.highest.size(padded).fill(f32::NEG_INFINITY);
-        self.totals.size(padded).fill(0.0);
+        self.queries.fit(padded * head_dim / 2).fill(0);
+        self.keys.fit(2 * HALF * head_dim / 2);
+        self.values.fit(CHUNK / 2 * head_dim);
+        self.weights.fit(padded / ROWS * SQUARE).fill(0);
+        self.scores.fit(padded);
+        self.sums.fit(padded * head_dim).fill(0.0);
+        self.highest.fit(padded).fill(f32::NEG_INFINITY);
+        self.totals.fit(padded).fill(0.0);
         self.lanes.resize(num_vectors, (0, 0));
     }
 
@@ -386,4 +386,34 @@ fn to_array(x: __m512) -> [f32; LANES] {
     // SAFETY: 16 floats have room for a vector; the store is unaligned.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) };
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use crate::samples::Random;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    fn largest_and_sums(vectors: &[[f32; LANES]; ROWS]) -> [[f32; ROWS]; 2] {
+        let vectors: [__m512; ROWS] = std::array::from_fn(|i| from_array(&vectors[i]));
+        let largest = by_lane(vectors, |a, b| _mm512_max_ps(a, b));
+        [largest, by_lane(vectors, |a, b| _mm512_add_ps(a, b))].map(|lanes| to_array(lanes))
+    }
+
+    #[test]
+    fn a_lane_combines_a_vector() {
+        if !Isa::Avx512.is_available() {
+            println!("skipped: no AVX-512");
+            return;
+        }
+        let mut random = Random(31);
+        let vectors: [[f32; LANES]; ROWS] = std::array::from_fn(|_| random.floats(LANES).try_into().unwrap());
+        // SAFETY: AVX-512 is available.
+        let [largest, sums] = unsafe { largest_and_sums(&vectors) };
+        for (i, vector) in vectors.iter().enumerate() {
+            assert_eq!(largest[i], vector.iter().copied().fold(f32::NEG_INFINITY, f32::max), "vector {i}");
+            assert!((sums[i] - vector.iter().sum::<f32>()).abs() < 1e-5, "vector {i}");
+        }
+    }
 }

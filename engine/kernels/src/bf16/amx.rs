@@ -19,7 +19,7 @@ const PAIRS: usize = STEP / 2;
 /// Most pairs of a chunk: the lines of a group take 24 KiB.
 const CHUNK_PAIRS: usize = 12 * PAIRS;
 
-/// Sums between two chunks.
+/// Sums between two chunks. Rows that a part does not have are never set: they pass through registers, and nothing reads them.
 #[repr(align(64))]
 struct Sums(MaybeUninit<[[f32; GROUP]; ROWS_MAX]>);
 

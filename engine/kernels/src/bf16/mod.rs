@@ -188,7 +188,7 @@ impl Part<'_> {
     /// Asserts that every row and line lies in its slice.
     #[inline(always)]
     fn check(&self) {
-        assert!(self.pairs.is_multiple_of(STEP / 2), "{} pairs", self.pairs);
+        assert!(self.pairs > 0 && self.pairs.is_multiple_of(STEP / 2), "{} pairs", self.pairs);
         assert!(self.lines.iter().all(|lines| lines.len() == self.pairs * LANES), "lines of a group");
         if let Some(last) = self.rows.checked_sub(1) {
             let end = last / BLOCK_ROWS * self.block_len + self.pairs * BLOCK_ROWS;

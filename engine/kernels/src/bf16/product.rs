@@ -39,7 +39,7 @@ thread_local! {
     static TURNED: RefCell<Buffer<u32>> = RefCell::default();
 }
 
-/// Computes `out = x w`, or adds it, for activations that are not rounded yet.
+/// Computes `out = x w^T`, or backwards `x w`, or adds it, for activations that are not rounded yet.
 ///
 /// **Panics** if a length does not fit.
 pub(crate) fn run(
@@ -53,10 +53,9 @@ pub(crate) fn run(
     let rows = x.len() / inputs.max(1);
     assert_eq!(x.len(), rows * inputs, "activations for {w:?}");
     if inputs == 0 {
-        if !accumulate {
-            out.fill(0.0);
-        }
-        return;
+        return if !accumulate {
+            out.fill(0.0)
+        };
     }
     ROUNDED.with_borrow_mut(|rounded| {
         round::run((isa, table, pool), Source::Plain { x }, rows, rounded);
@@ -64,7 +63,7 @@ pub(crate) fn run(
     });
 }
 
-/// Computes `out = x w`, or adds it.
+/// Computes `out = x w^T`, or backwards `x w`, or adds it.
 ///
 /// **Panics** if a length does not fit.
 pub(crate) fn run_rounded(
@@ -77,7 +76,10 @@ pub(crate) fn run_rounded(
     let (inputs, outputs) = direction.shape(w);
     assert!(x.rows() == 0 || x.cols() == inputs, "{} activations in a row for {w:?}", x.cols());
     assert_eq!(Some(out.len()), x.rows().checked_mul(outputs), "outputs of {} rows for {w:?}", x.rows());
-    if !out.is_empty() {
+    if inputs == 0 && !accumulate {
+        out.fill(0.0);
+    }
+    if !out.is_empty() && inputs > 0 {
         let out = SharedMut::new(out);
         Product { isa, x, w, direction, outputs, accumulate, out }.run(pool, num_pairs(inputs));
     }
@@ -154,7 +156,7 @@ impl Product<'_> {
                 self.rows((group, pairs.clone()), self.w.lines(group, pairs), next);
             }
             Direction::Backward => TURNED.with_borrow_mut(|turned| {
-                let (upper, lower) = turned.size(2 * pairs.len() * LANES).split_at_mut(pairs.len() * LANES);
+                let (upper, lower) = turned.fit(2 * pairs.len() * LANES).split_at_mut(pairs.len() * LANES);
                 let mut halves = [upper, lower];
                 turn(self.isa, self.w, group, pairs.clone(), &mut halves);
                 let next = next.map_or(Ahead::none(), |(group, pairs)| self.w.ahead_of_columns(group, pairs));

@@ -22,12 +22,11 @@ impl Rounded {
         Rounded::default()
     }
 
-    /// Reserves memory for that many rows and columns, so that later use does not allocate.
+    /// Reserves memory for that many rows and columns, so that later use does not allocate; what it held is gone.
     pub fn reserve(&mut self, rows: usize, cols: usize) {
         let len = rows.div_ceil(BLOCK_ROWS) * block_len(cols);
-        if self.pairs.len() < len {
-            self.pairs.size(len);
-        }
+        (self.rows, self.cols) = (0, 0);
+        self.pairs.fit(len.max(self.pairs.len()));
     }
 
     /// Number of rows held.

@@ -120,3 +120,46 @@ fn load_first(x: &[f32]) -> __m512 {
 fn first_lanes(num: usize) -> __mmask16 {
     if num < LANES { (1 << num) - 1 } else { !0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    /// Both exponentials of sixteen floats.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    fn both(x: [f32; 16]) -> [[f32; 16]; 2] {
+        // SAFETY: sixteen floats are a vector.
+        let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+        [exp(x), exp_or_zero(x)].map(|values| {
+            let mut out = [0.0; 16];
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+            out
+        })
+    }
+
+    #[test]
+    fn an_exponential_is_zero_where_it_would_be_subnormal_and_the_same_elsewhere() {
+        if !Isa::Avx512.is_available() {
+            println!("skipped: no AVX-512");
+            return;
+        }
+        let mut zeros = 0;
+        for step in 0..2000 {
+            let x: [f32; 16] = std::array::from_fn(|lane| -110.0 + (step * 16 + lane) as f32 * 0.005);
+            // SAFETY: AVX-512 is available.
+            let [exact, found] = unsafe { both(x) };
+            for ((x, exact), found) in x.into_iter().zip(exact).zip(found) {
+                let expected = if exact.is_normal() { exact } else { 0.0 };
+                assert_eq!(found.to_bits(), expected.to_bits(), "exp({x}) is {exact}");
+                zeros += usize::from(found == 0.0);
+            }
+        }
+        assert!((4000..5000).contains(&zeros), "{zeros} zeros");
+        let special = [f32::NEG_INFINITY, 0.0, f32::INFINITY, f32::NAN];
+        // SAFETY: AVX-512 is available.
+        let [_, found] = unsafe { both(std::array::from_fn(|lane| special[lane % 4])) };
+        assert!(found[..3] == [0.0, 1.0, f32::INFINITY] && found[3].is_nan(), "{found:?}");
+    }
+}

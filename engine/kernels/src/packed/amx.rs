@@ -140,7 +140,7 @@ fn kernel<const FORMAT: usize>(job: &TileJob<'_>, sums: &mut Sums) {
     tiles::release();
 }
 
-/// Configures the tile registers of this thread: 0 for sums, 1 for activations, 2 for codes. Why so few, `bf16/amx.rs` says.
+/// Configures the tile registers of this thread: 0 for sums, 1 for activations, 2 for codes. Why so few, `tiles.rs` says.
 fn configure(rows: usize, units: Units) {
     let sums = Shape { rows, bytes_per_row: LINE };
     let x = Shape { rows, bytes_per_row: units.cols };

@@ -85,7 +85,7 @@ impl Run<'_> {
         let num_pairs = num_pairs(weight.cols());
         // Equal parts.
         let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(BLOCK_PAIRS);
-        let lines = lines.size(2 * PAIRS * LANES);
+        let lines = lines.fit(2 * PAIRS * LANES);
         for first in (0..num_pairs).step_by(step) {
             let pairs = first..num_pairs.min(first + step);
             let (upper, lower) = lines[..2 * pairs.len() * LANES].split_at_mut(pairs.len() * LANES);

@@ -94,11 +94,11 @@ impl Quantized {
         (self.rows, self.cols, self.group_max) = (rows, cols, group_max);
         let len = rows * cols / BLOCK;
         if self.values.len() < len {
-            self.values.size(len);
-            self.meta.scales.size(len);
-            self.meta.scaled_sums.size(len);
-            self.meta.negative_sums.size(len);
-            self.meta.negative_half_sums.size(len);
+            self.values.fit(len);
+            self.meta.scales.fit(len);
+            self.meta.scaled_sums.fit(len);
+            self.meta.negative_sums.fit(len);
+            self.meta.negative_half_sums.fit(len);
         }
     }
 

@@ -164,7 +164,7 @@ impl CausalAttention<'_> {
         assert!(d_q.len() == self.q.len() && d_k.len() == self.k.len() && d_v.len() == self.v.len(), "gradients");
         let d_q = SharedMut::new(d_q);
         BY_HEAD.with_borrow_mut(|by_head| {
-            let [by_head_k, by_head_v] = by_head.each_mut().map(|values| values.size(self.q.len()));
+            let [by_head_k, by_head_v] = by_head.each_mut().map(|values| values.fit(self.q.len()));
             let gradients = [&d_q, &SharedMut::new(by_head_k), &SharedMut::new(by_head_v)];
             self.jobs(table, pool, |job, tree| job.backward(tree, attended, gradients));
             self.add_heads(pool, by_head_k, d_k);
@@ -198,7 +198,7 @@ impl Job<'_> {
         let rows = || segment.prefix.clone().chain(segment.rows.clone());
         let num = rows().count();
         for (from, to) in [(args.k, &mut context.k), (args.v, &mut context.v)] {
-            let to = to.size(num * len).chunks_exact_mut(len);
+            let to = to.fit(num * len).chunks_exact_mut(len);
             rows().zip(to).for_each(|(row, to)| to.copy_from_slice(&from[row * stride + kv_head * len..][..len]));
         }
         let (k, v) = (View::new(&context.k, num, len), View::new(&context.v, num, len));
@@ -253,7 +253,7 @@ impl Job<'_> {
         SCRATCH.with_borrow_mut(|(context, work)| {
             for segment in &tree.segments {
                 let num = self.context(segment, context, false);
-                work.p.size(QUERIES * num);
+                work.p.fit(QUERIES * num);
                 Job::blocks(segment)
                     .for_each(|block| self.forward_block(&block, context, &mut work.p, (out, log_sums)));
             }
@@ -397,10 +397,10 @@ struct Work {
 
 impl Work {
     fn begin(&mut self, num: usize, len: usize) {
-        self.p.size(QUERIES * num);
-        self.d_p.size(QUERIES * num);
+        self.p.fit(QUERIES * num);
+        self.d_p.fit(QUERIES * num);
         for sums in [&mut self.d_k, &mut self.d_v] {
-            sums.size(num * len).fill(0.0);
+            sums.fit(num * len).fill(0.0);
         }
     }
 }

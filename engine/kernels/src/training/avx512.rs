@@ -122,7 +122,7 @@ unsafe fn term<const N: usize, const P: usize>(
     }
 }
 
-/// As `scalar::exp_sum`, with sixteen partial sums.
+/// As `scalar::exp_sum`, with sixteen partial sums; what would be a subnormal number is zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) fn exp_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
     let (whole, rest) = x.as_chunks_mut::<LANES>();

@@ -102,7 +102,7 @@ impl Interleaved {
         let heights = Heights::of(view.rows);
         let num_tiles = heights.num_tiles;
         let len = num_tiles * TILE_ROWS * view.cols;
-        let data = SharedMut::new(self.data.size(len));
+        let data = SharedMut::new(self.data.fit(len));
         pool.run(num_tiles.div_ceil(TASK_TILES), |task| {
             for first in (0..view.cols).step_by(step) {
                 let depth = step.min(view.cols - first);

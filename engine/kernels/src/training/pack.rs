@@ -24,7 +24,7 @@ impl Panels {
 
     fn begin(&mut self, depth: usize, cols: usize) {
         self.depth = depth;
-        self.data.size(cols.next_multiple_of(PANEL_COLS) * depth);
+        self.data.fit(cols.next_multiple_of(PANEL_COLS) * depth);
     }
 
     fn panel_mut(&mut self, index: usize) -> &mut [f32] {
@@ -75,7 +75,7 @@ impl Panels {
         }
         self.begin(depth.len(), rows.len());
         let mut decoded = std::mem::take(&mut self.decoded);
-        decoded.size(PANEL_COLS * depth.len());
+        decoded.fit(PANEL_COLS * depth.len());
         for (index, first) in rows.clone().step_by(PANEL_COLS).enumerate() {
             let num_rows = PANEL_COLS.min(rows.end - first);
             for (i, out) in decoded.chunks_exact_mut(depth.len().max(1)).enumerate() {
@@ -105,7 +105,7 @@ impl Panels {
         }
         self.begin(depth.len(), cols.len());
         let mut decoded = std::mem::take(&mut self.decoded);
-        decoded.size(cols.len().next_multiple_of(PANEL_COLS));
+        decoded.fit(cols.len().next_multiple_of(PANEL_COLS));
         decoded[cols.len()..].fill(0.0);
         let stride = self.depth * PANEL_COLS;
         for (line, row) in depth.enumerate() {
