@@ -1,8 +1,9 @@
 //! The tile registers of AMX: their shapes, and giving them up.
 //!
-//! A kernel should use as few as it can, though there are eight: while the other hyper-thread of a core is busy, a thread has about
-//! ten registers to rename them to, those in use among them, and every instruction that writes a tile waits for a free one. With
-//! eight in use no two of them overlap; products with four take little more than half the time then (`benches/README.md`, "With AMX").
+//! A kernel should use as few as it can, though there are eight: while the other hyper-thread of a core is busy, a thread has, by all
+//! timings, about ten registers to rename them to, those in use among them, and every instruction that writes a tile waits for a free
+//! one. With eight in use no two of them overlap; products with four take little more than half the time then (`benches/README.md`,
+//! "With AMX").
 
 use std::arch::asm;
 
