@@ -34,7 +34,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
     let whole = Shape { rows: ROWS, bytes_per_row: LINE };
     tiles::configure(&[whole; 4]);
     // Equal chunks.
-    let step = part.pairs.div_ceil(part.pairs.div_ceil(CHUNK_PAIRS).max(1)).next_multiple_of(PAIRS).max(PAIRS);
+    let step = part.pairs.div_ceil(part.pairs.div_ceil(CHUNK_PAIRS)).next_multiple_of(PAIRS);
     for first in (0..part.pairs).step_by(step) {
         let pairs = first..part.pairs.min(first + step);
         for row in (0..part.rows).step_by(ROWS) {

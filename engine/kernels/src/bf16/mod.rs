@@ -3,10 +3,10 @@
 //! **Layout.** Two neighbouring inputs are a *pair*, 32 bits. A *line* is a pair of sixteen outputs: 64 bytes, what one `vdpbf16ps`
 //! or a row of a tile register takes. Thirty-two outputs form a *group*: all lines of its first half, then all of its second.
 //! Inputs are filled up with zeros to a multiple of [`STEP`], outputs to a multiple of [`GROUP`]. Weights are packed once, for
-//! activations, which go from columns to rows; for gradients, which go from rows to columns, the lines that a task multiplies are
-//! turned round first (`turn.rs`). Activations are rounded once for all products that they go into: sixteen rows form a *block*, and sixteen pairs of
-//! each, one row after the other, are a *square*, what a tile register takes. A block is its squares in the order of their pairs, the
-//! last one filled up with zeros. Rows that fill up the last block mean nothing.
+//! activations, which go from columns to rows; for gradients, which go from rows to columns, the lines that a task multiplies
+//! are turned round first (`turn.rs`). Activations are rounded once for all products that they go into: sixteen rows form a
+//! *block*, and sixteen pairs of each, one row after the other, are a *square*, what a tile register takes. A block is its
+//! squares in the order of their pairs, the last one filled up with zeros. Rows that fill up the last block mean nothing.
 //!
 //! **Meaning.** Each output starts at zero, or at what it held where the product is added; pair by pair, the product of the even
 //! inputs is added, then that of the odd ones. Scalar and AVX2 do exactly that, fused. `vdpbf16ps` takes the odd inputs first;

@@ -53,9 +53,10 @@ pub(crate) fn run(
     let rows = x.len() / inputs.max(1);
     assert_eq!(x.len(), rows * inputs, "activations for {w:?}");
     if inputs == 0 {
-        return if !accumulate {
-            out.fill(0.0)
-        };
+        if !accumulate {
+            out.fill(0.0);
+        }
+        return;
     }
     ROUNDED.with_borrow_mut(|rounded| {
         round::run((isa, table, pool), Source::Plain { x }, rows, rounded);
