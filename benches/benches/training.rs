@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use bespoke_kernels::{
-    Attended, CausalAttention, DType, Isa, Kernels, Mask, Matrix, Product, Right, RowLosses, Tree, View,
+    Attended, CausalAttention, DType, Isa, Kernels, LogitGradient, Mask, Matrix, Product, Right, RowLosses, Tree, View,
 };
 use bespoke_model::ModelSource;
 use bespoke_testkit::TinyModel;
@@ -119,18 +119,22 @@ fn attention(c: &mut Criterion) {
         let [k, v] = [(); 2].map(|()| floats(tokens * kv_heads * head_dim));
         let trees = [Tree::sequence(0..tokens)];
         let (q, k, v) = (q.as_slice(), k.as_slice(), v.as_slice());
-        let args = CausalAttention { q, k, v, heads, kv_heads, head_dim, scale: 0.125, window: None, trees: &trees };
-        let (mut out, mut log_sums) = (vec![0.0; q.len()], vec![0.0; tokens * heads]);
-        let mut gradients = [q, k, v].map(|x| vec![0.0; x.len()]);
-        let macs = tokens * tokens / 2 * heads * head_dim;
-        products(c, &format!("attention/{tokens}/forward"), 2 * macs, |kernels| {
-            kernels.causal_attention(&args, black_box(&mut out), &mut log_sums);
-        });
-        products(c, &format!("attention/{tokens}/backward"), 5 * macs, |kernels| {
-            let attended = Attended { out: &out, log_sums: &log_sums, d_out: &d_out };
-            let [d_q, d_k, d_v] = &mut gradients;
-            kernels.causal_attention_backward(&args, &attended, black_box([d_q, d_k, d_v]));
-        });
+        for bf16 in [false, true] {
+            let scale = 0.125;
+            let args = CausalAttention { q, k, v, heads, kv_heads, head_dim, scale, window: None, trees: &trees, bf16 };
+            let (mut out, mut log_sums) = (vec![0.0; q.len()], vec![0.0; tokens * heads]);
+            let mut gradients = [q, k, v].map(|x| vec![0.0; x.len()]);
+            let macs = tokens * tokens / 2 * heads * head_dim;
+            let name = format!("attention{}/{tokens}", if bf16 { "_bf16" } else { "" });
+            products(c, &format!("{name}/forward"), 2 * macs, |kernels| {
+                kernels.causal_attention(&args, black_box(&mut out), &mut log_sums);
+            });
+            products(c, &format!("{name}/backward"), 5 * macs, |kernels| {
+                let attended = Attended { out: &out, log_sums: &log_sums, d_out: &d_out };
+                let [d_q, d_k, d_v] = &mut gradients;
+                kernels.causal_attention_backward(&args, &attended, black_box([d_q, d_k, d_v]));
+            });
+        }
     }
 }
 
@@ -153,7 +157,8 @@ fn cross_entropy(c: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
             b.iter(|| {
                 let (logits, logprobs) = (black_box(&mut logits), &mut logprobs);
-                kernels.row_losses(RowLosses { logits, targets: &targets, logprobs, gradient: true });
+                let gradient = LogitGradient::InPlace;
+                kernels.row_losses(RowLosses { logits, targets: &targets, logprobs, gradient });
             });
         });
     }

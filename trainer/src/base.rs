@@ -73,6 +73,8 @@ pub struct Base {
     pub rope: Rope,
     /// The opposite one, for gradients.
     pub rope_inverse: Rope,
+    /// What products with its weights, and those of attention, are computed in.
+    pub compute: Compute,
     /// What runs it.
     pub kernels: Kernels,
 }
@@ -140,6 +142,7 @@ impl Base {
             final_norm: weights.final_norm,
             rope_inverse: rope.inverse(),
             rope,
+            compute,
             kernels,
             config,
         })

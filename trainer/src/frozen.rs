@@ -1,16 +1,17 @@
 //! A frozen matrix in the form in which it is multiplied.
 
-use bespoke_kernels::{Bf16Matrix, Direction, Kernels, Matrix, Product, Right, Rounded, View};
+use bespoke_kernels::{Bf16Matrix, Buffer, Direction, Kernels, LogitGradient, Matrix, Product, Right, Rounded, View};
 use serde::{Deserialize, Serialize};
 
-/// What products with frozen weights are computed in. All else is single precision: factors, attention, norms, losses.
+/// What products with frozen weights, and those of attention, are computed in. All else is single precision: factors, norms, softmax,
+/// losses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Compute {
     /// Single precision: exact.
     #[default]
     F32,
-    /// Weights, activations and gradients rounded to bf16, sums in single precision; weights are kept in bf16.
+    /// Factors of those products rounded to bf16, their sums in single precision; weights are kept in bf16.
     Bf16,
 }
 
@@ -22,12 +23,21 @@ pub enum Frozen {
     Packed(Bf16Matrix),
 }
 
-/// Rows that frozen matrices multiply: as they are, and rounded where the products are in bf16.
+/// Rows that frozen matrices multiply: as they are, rounded where the products are in bf16, or both.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
-    /// **Shapes**: `(rows, cols)`.
-    pub x: &'a [f32],
+    floats: Option<&'a [f32]>,
     rounded: Option<&'a Rounded>,
+}
+
+/// Where rows are made.
+pub struct RowBuffers<'a> {
+    /// For rows as they are.
+    pub floats: &'a mut Buffer,
+    /// For rounded rows.
+    pub rounded: &'a mut Rounded,
+    /// Whether they are needed as they are even where the products are in bf16: factors multiply them too.
+    pub keeps_floats: bool,
 }
 
 impl Frozen {
@@ -57,14 +67,65 @@ impl Frozen {
     /// **Panics** if `x` is not whole rows.
     pub fn prepare<'a>(&self, kernels: &Kernels, x: &'a [f32], cols: usize, rounded: &'a mut Rounded) -> Rows<'a> {
         assert!(x.len().is_multiple_of(cols), "{} values in rows of {cols}", x.len());
-        let rounded = match self {
-            Frozen::Exact(_) => None,
+        match self {
+            Frozen::Exact(_) => Rows { floats: Some(x), rounded: None },
             Frozen::Packed(_) => {
                 kernels.round(x, x.len() / cols, rounded);
-                Some(&*rounded)
+                Rows { floats: Some(x), rounded: Some(rounded) }
             }
-        };
-        Rows { x, rounded }
+        }
+    }
+
+    /// Prepares the norm of rows.
+    ///
+    /// **Shapes**: `x` `(rows, weight.len())`. **Panics** if `x` is not whole rows.
+    pub fn prepare_norm<'a>(
+        &self,
+        kernels: &Kernels,
+        (x, weight, eps): (&[f32], &[f32], f32),
+        buffers: RowBuffers<'a>,
+    ) -> Rows<'a> {
+        let RowBuffers { floats, rounded, keeps_floats } = buffers;
+        if matches!(self, Frozen::Packed(_)) && !keeps_floats {
+            kernels.rms_norm_round(x, weight, eps, rounded);
+            return Rows { floats: None, rounded: Some(rounded) };
+        }
+        kernels.rms_norm(x, weight, eps, floats.fit(x.len()));
+        self.prepare(kernels, floats, weight.len(), rounded)
+    }
+
+    /// Prepares `silu(gate) * up`.
+    ///
+    /// **Shapes**: `gate`, `up` `(rows, cols)`. **Panics** if the lengths differ, or are not whole rows.
+    pub fn prepare_swiglu<'a>(
+        &self,
+        kernels: &Kernels,
+        (gate, up, cols): (&[f32], &[f32], usize),
+        buffers: RowBuffers<'a>,
+    ) -> Rows<'a> {
+        let RowBuffers { floats, rounded, keeps_floats } = buffers;
+        if matches!(self, Frozen::Packed(_)) && !keeps_floats {
+            kernels.swiglu_round(gate, up, gate.len() / cols, rounded);
+            return Rows { floats: None, rounded: Some(rounded) };
+        }
+        kernels.swiglu_into(gate, up, floats.fit(gate.len()));
+        self.prepare(kernels, floats, cols, rounded)
+    }
+
+    /// Where the gradient of logits, which this matrix computed, goes to be prepared for [`Frozen::backward`].
+    pub fn logit_gradient<'a>(&self, rounded: &'a mut Rounded) -> LogitGradient<'a> {
+        match self {
+            Frozen::Exact(_) => LogitGradient::InPlace,
+            Frozen::Packed(_) => LogitGradient::Rounded(rounded),
+        }
+    }
+
+    /// What [`Frozen::logit_gradient`] has prepared.
+    pub fn of_logits<'a>(&self, logits: &'a [f32], rounded: &'a Rounded) -> Rows<'a> {
+        match self {
+            Frozen::Exact(_) => Rows { floats: Some(logits), rounded: None },
+            Frozen::Packed(_) => Rows { floats: None, rounded: Some(rounded) },
+        }
     }
 
     /// `out = x w^T`.
@@ -73,7 +134,7 @@ impl Frozen {
     pub fn forward(&self, kernels: &Kernels, x: Rows<'_>, out: &mut [f32]) {
         match self {
             Frozen::Exact(matrix) => {
-                let left = View::new(x.x, x.x.len() / matrix.cols(), matrix.cols());
+                let left = View::new(x.floats(), x.floats().len() / matrix.cols(), matrix.cols());
                 kernels.product(&Product { left, right: Right::Transposed(matrix), accumulate: false }, out);
             }
             Frozen::Packed(matrix) => {
@@ -88,7 +149,7 @@ impl Frozen {
     pub fn backward(&self, kernels: &Kernels, d_out: Rows<'_>, accumulate: bool, d_x: &mut [f32]) {
         match self {
             Frozen::Exact(matrix) => {
-                let left = View::new(d_out.x, d_out.x.len() / matrix.rows(), matrix.rows());
+                let left = View::new(d_out.floats(), d_out.floats().len() / matrix.rows(), matrix.rows());
                 kernels.product(&Product { left, right: Right::Weights(matrix), accumulate }, d_x);
             }
             Frozen::Packed(matrix) => {
@@ -98,8 +159,15 @@ impl Frozen {
     }
 }
 
-impl Rows<'_> {
-    fn rounded(&self) -> &Rounded {
+impl<'a> Rows<'a> {
+    /// As they are.
+    ///
+    /// **Panics** if they were prepared rounded alone.
+    pub fn floats(&self) -> &'a [f32] {
+        self.floats.expect("invariant: rows are kept as they are where they are needed so")
+    }
+
+    fn rounded(&self) -> &'a Rounded {
         self.rounded.expect("invariant: rows are prepared by a matrix of the same kind")
     }
 }

@@ -16,6 +16,7 @@ use bespoke_kernels::{Buffer, CausalAttention, Rounded};
 
 use crate::base::Base;
 use crate::batch::Batch;
+use crate::frozen::Compute;
 use crate::lora::Lora;
 use crate::random::Dropout;
 
@@ -113,6 +114,7 @@ impl<'a> Pass<'a> {
             scale: 1.0 / (config.head_dim as f32).sqrt(),
             window: config.layer_windows[layer],
             trees: &batch.trees,
+            bf16: self.base.compute == Compute::Bf16,
         }
     }
 }

@@ -59,4 +59,6 @@ pub use quantized::Quantized;
 pub use reduce::{argmax, log_sum_exp};
 pub use roofline::Roofline;
 pub use rope::{Rope, RopeStyle};
-pub use training::{Attended, CausalAttention, MIX_STEP, Mask, Product, Right, RowLosses, Segment, Tree, View, mix};
+pub use training::{
+    Attended, CausalAttention, LogitGradient, MIX_STEP, Mask, Product, Right, RowLosses, Segment, Tree, View, mix,
+};

@@ -3,6 +3,7 @@
 use super::linear::Module;
 use super::{Adapted, Kept, Pass};
 use crate::batch::Batch;
+use crate::frozen::RowBuffers;
 use crate::target::Target;
 
 /// Modules whose backward pass needs no more than others keep anyway.
@@ -48,23 +49,23 @@ impl Pass<'_> {
         }
     }
 
-    /// Runs one layer over `work.x`.
+    /// Runs one layer over `work.x`, which becomes `kept.x`.
     pub(super) fn layer(&mut self, layer: usize, batch: &Batch, adapted: Option<Adapted<'_>>, kept: &mut Kept) {
-        kept.x.copy_from(&self.work.x);
+        std::mem::swap(&mut kept.x, &mut self.work.x);
         self.attend(layer, batch, adapted, kept);
-        kept.middle.copy_from(&self.work.x);
         self.feed_forward(layer, batch.num_rows(), adapted, kept);
     }
 
+    /// From `kept.x` to `kept.middle`.
     fn attend(&mut self, layer: usize, batch: &Batch, adapted: Option<Adapted<'_>>, kept: &mut Kept) {
         let (base, config) = (self.base, &self.base.config);
         let (kernels, weights, rows) = (&base.kernels, &base.layers[layer], batch.num_rows());
         let module = |target: Target| Module::new(kernels, &weights.linears[target.index()], adapted, (layer, target));
         let work = &mut self.work;
-        let normed = work.normed.fit(rows * config.hidden_size);
-        kernels.rms_norm(&work.x, &weights.attn_norm, config.norm_eps, normed);
-        let input =
-            weights.linears[Target::Q.index()].weight.prepare(kernels, normed, config.hidden_size, &mut work.rounded);
+        let keeps_floats = [Target::Q, Target::K, Target::V].into_iter().any(|target| module(target).adapted.is_some());
+        let buffers = RowBuffers { floats: &mut work.normed, rounded: &mut work.rounded, keeps_floats };
+        let norm = (&*kept.x, &*weights.attn_norm, config.norm_eps);
+        let input = module(Target::Q).linear.weight.prepare_norm(kernels, norm, buffers);
         let outputs = [
             (Target::Q, &mut kept.q, config.query_size()),
             (Target::K, &mut kept.k, config.kv_size()),
@@ -93,31 +94,32 @@ impl Pass<'_> {
         let o = module(Target::O);
         let input = o.linear.weight.prepare(kernels, &kept.heads, config.query_size(), &mut work.rounded);
         o.forward(input, out, &mut kept.low[Target::O.index()], &mut work.dropped);
-        kernels.add(&mut work.x, out);
+        kernels.add(out, &kept.x);
+        std::mem::swap(&mut work.normed, &mut kept.middle);
     }
 
+    /// From `kept.middle` to `work.x`.
     fn feed_forward(&mut self, layer: usize, rows: usize, adapted: Option<Adapted<'_>>, kept: &mut Kept) {
         let (base, config) = (self.base, &self.base.config);
         let (kernels, weights) = (&base.kernels, &base.layers[layer]);
         let module = |target: Target| Module::new(kernels, &weights.linears[target.index()], adapted, (layer, target));
         let work = &mut self.work;
-        let normed = work.normed.fit(rows * config.hidden_size);
-        kernels.rms_norm(&work.x, &weights.ffn_norm, config.norm_eps, normed);
-        let input = weights.linears[Target::Gate.index()].weight.prepare(
-            kernels,
-            normed,
-            config.hidden_size,
-            &mut work.rounded,
-        );
+        let keeps_floats = FEED_FORWARD.into_iter().any(|target| module(target).adapted.is_some());
+        let buffers = RowBuffers { floats: &mut work.normed, rounded: &mut work.rounded, keeps_floats };
+        let norm = (&*kept.middle, &*weights.ffn_norm, config.norm_eps);
+        let input = module(Target::Gate).linear.weight.prepare_norm(kernels, norm, buffers);
         for (target, out) in FEED_FORWARD.into_iter().zip([&mut kept.gate, &mut kept.up]) {
             let out = out.fit(rows * config.intermediate_size);
             module(target).forward(input, out, &mut kept.low[target.index()], &mut work.dropped);
         }
-        let wide = work.wide.fit(rows * config.intermediate_size);
-        kernels.swiglu_into(&kept.gate, &kept.up, wide);
         let down = module(Target::Down);
-        let input = down.linear.weight.prepare(kernels, wide, config.intermediate_size, &mut work.rounded);
+        let buffers =
+            RowBuffers { floats: &mut work.wide, rounded: &mut work.rounded, keeps_floats: down.adapted.is_some() };
+        let gated = (&*kept.gate, &*kept.up, config.intermediate_size);
+        let input = down.linear.weight.prepare_swiglu(kernels, gated, buffers);
+        let normed = work.normed.fit(rows * config.hidden_size);
         down.forward(input, normed, &mut kept.low[Target::Down.index()], &mut work.dropped);
-        kernels.add(&mut work.x, normed);
+        kernels.add(normed, &kept.middle);
+        std::mem::swap(&mut work.normed, &mut work.x);
     }
 }

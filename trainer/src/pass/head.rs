@@ -1,6 +1,6 @@
 //! The head: hidden states of the rows that predict become log-probabilities and their unit gradients, some rows at a time.
 
-use bespoke_kernels::{Buffer, RowLosses};
+use bespoke_kernels::{Buffer, LogitGradient, RowLosses};
 
 use super::Pass;
 use crate::batch::Batch;
@@ -42,9 +42,13 @@ impl Pass<'_> {
             base.output.forward(kernels, base.output.prepare(kernels, input, width, &mut self.work.rounded), logits);
             let targets: Vec<u32> = batch.scored[rows.clone()].iter().map(|scored| scored.target).collect();
             let out = &mut logprobs[rows.clone()];
-            kernels.row_losses(RowLosses { logits, targets: &targets, logprobs: out, gradient });
+            let to = match gradient {
+                true => base.output.logit_gradient(&mut self.work.rounded),
+                false => LogitGradient::None,
+            };
+            kernels.row_losses(RowLosses { logits, targets: &targets, logprobs: out, gradient: to });
             if gradient {
-                let d_logits = base.output.prepare(kernels, logits, vocab, &mut self.work.rounded);
+                let d_logits = base.output.of_logits(logits, &self.work.rounded);
                 base.output.backward(kernels, d_logits, false, &mut unit[rows.start * width..rows.end * width]);
             }
         }

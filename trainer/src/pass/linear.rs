@@ -49,19 +49,18 @@ impl<'a> Module<'a> {
     pub(super) fn forward(&self, x: Rows<'_>, out: &mut [f32], low: &mut Buffer, dropped: &mut Buffer) {
         let (w, inputs) = (&self.linear.weight, self.linear.weight.inputs());
         w.forward(self.kernels, x, out);
-        let x = x.x;
-        let rows = x.len() / inputs;
-        let view = View::new(x, rows, inputs);
         if let Some(bias) = &self.linear.bias {
             self.kernels.add_bias(out, bias);
         }
         let Some((Adapted { lora, dropout }, factors)) = self.adapted else { return };
+        let x = x.floats();
+        let rows = x.len() / inputs;
         let (r, scale) = (lora.rank(), lora.scale());
         let a = View::new(&lora.values[factors.a.clone()], r, inputs);
         let b = View::new(&lora.values[factors.b.clone()], w.outputs(), r);
         let view = match dropout {
             Some(dropout) => View::new(self.drop_rows(dropout, factors, x, dropped), rows, inputs),
-            None => view,
+            None => View::new(x, rows, inputs),
         };
         let low = low.fit(rows * r);
         self.kernels.product(&floats(view, a.transposed(), false), low);

@@ -153,6 +153,11 @@ pub(crate) fn num_pairs(inputs: usize) -> usize {
     inputs.next_multiple_of(STEP) / 2
 }
 
+/// Two inputs, rounded.
+pub(crate) fn pair(even: f32, odd: f32) -> u32 {
+    round::nearest(even) >> 16 | round::nearest(odd) & 0xFFFF_0000
+}
+
 /// The even input of a pair.
 fn even(pair: u32) -> f32 {
     f32::from_bits(pair << 16)

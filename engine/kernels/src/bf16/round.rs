@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, has_rounding, num_pairs};
+use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, has_rounding, num_pairs, pair};
 use crate::shared::SharedMut;
 use crate::source::{Source, TASK_ELEMENTS};
 use crate::table::Table;
@@ -39,6 +39,14 @@ impl Rounded {
         self.cols
     }
 
+    /// The pairs of a row, those that fill it up among them.
+    #[cfg(test)]
+    pub(crate) fn row(&self, row: usize) -> impl Iterator<Item = u32> {
+        let start = row / BLOCK_ROWS * block_len(self.cols) + row % BLOCK_ROWS * SQUARE_PAIRS;
+        (0..num_pairs(self.cols))
+            .map(move |pair| self.pairs[start + pair / SQUARE_PAIRS * SQUARE + pair % SQUARE_PAIRS])
+    }
+
     /// The squares from those of some rows and pairs on, both at the beginning of a square, and the length of a block.
     pub(crate) fn part(&self, rows: Range<usize>, pairs: Range<usize>) -> (&[u32], usize) {
         let block_len = block_len(self.cols);
@@ -63,26 +71,87 @@ pub(crate) fn run(
     out: &mut Rounded,
 ) {
     let cols = source.cols(rows);
-    out.reserve(rows, cols);
-    (out.rows, out.cols) = (rows, cols);
-    let block_len = block_len(cols);
-    let blocks = SharedMut::new(&mut out.pairs[..rows.div_ceil(BLOCK_ROWS) * block_len]);
-    let task_blocks = TASK_ELEMENTS.div_ceil(cols.max(1) * BLOCK_ROWS);
-    let num_blocks = rows.div_ceil(BLOCK_ROWS);
-    pool.run(num_blocks.div_ceil(task_blocks), |task| {
-        for block in task * task_blocks..num_blocks.min((task + 1) * task_blocks) {
-            // SAFETY: tasks have disjoint blocks.
-            let out = unsafe { blocks.part(block * block_len..(block + 1) * block_len) };
-            for (place, row) in (block * BLOCK_ROWS..rows.min((block + 1) * BLOCK_ROWS)).enumerate() {
-                source.row(table, row * cols..(row + 1) * cols, |first, part| {
-                    let squares = out[first / STEP * SQUARE..].chunks_exact_mut(SQUARE);
-                    for (part, square) in part.chunks(STEP).zip(squares) {
-                        round(isa, part, &mut square[place * SQUARE_PAIRS..(place + 1) * SQUARE_PAIRS]);
-                    }
-                });
-            }
+    let rounding = Rounding::new(isa, out, rows, cols);
+    let task_rows = TASK_ELEMENTS.div_ceil(cols.max(1)).next_multiple_of(BLOCK_ROWS);
+    pool.run(rows.div_ceil(task_rows), |task| {
+        for row in task * task_rows..rows.min((task + 1) * task_rows) {
+            source.row(table, row * cols..(row + 1) * cols, |first, part| {
+                // SAFETY: tasks have disjoint rows.
+                unsafe { rounding.write(row, first, part) };
+            });
         }
     });
+}
+
+/// Rows on their way into [`Rounded`], from several threads.
+pub(crate) struct Rounding<'a> {
+    isa: Isa,
+    blocks: SharedMut<'a, u32>,
+    block_len: usize,
+}
+
+impl<'a> Rounding<'a> {
+    /// Takes memory for `rows` rows of `cols`, which are written next.
+    pub(crate) fn new(isa: Isa, out: &'a mut Rounded, rows: usize, cols: usize) -> Rounding<'a> {
+        out.reserve(rows, cols);
+        (out.rows, out.cols) = (rows, cols);
+        let block_len = block_len(cols);
+        Rounding { isa, blocks: SharedMut::new(&mut out.pairs[..rows.div_ceil(BLOCK_ROWS) * block_len]), block_len }
+    }
+
+    /// Rounds a part of a row, from a multiple of [`STEP`] on, as many columns as whole squares have or up to the end of the row.
+    ///
+    /// # Safety
+    /// Nobody else writes these columns of the row.
+    pub(crate) unsafe fn write(&self, row: usize, first: usize, part: &[f32]) {
+        assert!(first.is_multiple_of(STEP), "column {first}");
+        let start = row / BLOCK_ROWS * self.block_len + first / STEP * SQUARE + row % BLOCK_ROWS * SQUARE_PAIRS;
+        let num_squares = part.len().div_ceil(STEP);
+        if num_squares == 0 {
+            return;
+        }
+        let lines = self.blocks.pointer(start..start + (num_squares - 1) * SQUARE + SQUARE_PAIRS);
+        #[cfg(target_arch = "x86_64")]
+        if has_rounding(self.isa) {
+            // SAFETY: the instruction set has instructions for bf16, and is available; `pointer` asserted that the lines lie in the
+            // blocks, and the caller promises that they are used here alone.
+            return unsafe { round_lines_avx512(part, lines) };
+        }
+        for (index, part) in part.chunks(STEP).enumerate() {
+            // SAFETY: as above; a row has a line of each square, and others lie in between.
+            let line = unsafe { std::slice::from_raw_parts_mut(lines.add(index * SQUARE), SQUARE_PAIRS) };
+            round(self.isa, part, line);
+        }
+    }
+}
+
+/// Rounds columns to a line of one square after the other.
+///
+/// # Safety
+/// The processor has AVX512-BF16; a line can be written for each [`STEP`] columns, [`SQUARE`] apart.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn round_lines_avx512(row: &[f32], mut lines: *mut u32) {
+    use std::arch::x86_64::*;
+    const LANES: usize = STEP / 2;
+    let (whole, rest) = row.as_chunks::<STEP>();
+    for part in whole {
+        // SAFETY: a part is two vectors, a line one; the caller's promise.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(part.as_ptr()), _mm512_loadu_ps(part.as_ptr().add(LANES)));
+            _mm512_storeu_si512(lines.cast(), super::rounded(low, high));
+        }
+        lines = lines.wrapping_add(SQUARE);
+    }
+    if !rest.is_empty() {
+        let lanes = |from: usize| ((1_u32 << rest.len().saturating_sub(from).min(LANES)) - 1) as u16;
+        // SAFETY: the masks cover the floats that the rest holds, and a line is a vector.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(lanes(0), rest.as_ptr());
+            let high = _mm512_maskz_loadu_ps(lanes(LANES), rest.as_ptr().wrapping_add(LANES));
+            _mm512_storeu_si512(lines.cast(), super::rounded(low, high));
+        }
+    }
 }
 
 /// Rounds a row; the pairs behind it become zeros.
@@ -130,7 +199,7 @@ fn round_avx512(row: &[f32], out: &mut [u32]) {
 fn round_scalar(row: &[f32], out: &mut [u32]) {
     let (whole, rest) = row.as_chunks::<2>();
     for (out, [even, odd]) in out.iter_mut().zip(whole) {
-        *out = nearest(*even) >> 16 | nearest(*odd) & 0xFFFF_0000;
+        *out = pair(*even, *odd);
     }
     let filled = whole.len() + rest.len();
     if let [even] = rest {
@@ -141,7 +210,7 @@ fn round_scalar(row: &[f32], out: &mut [u32]) {
 
 /// The nearest bf16, of two equally near ones the even one, in the upper half; what stays not a number is a quiet one.
 #[inline(always)]
-fn nearest(value: f32) -> u32 {
+pub(super) fn nearest(value: f32) -> u32 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
     if value.is_nan() { bits | 0x0040_0000 } else { rounded }
@@ -153,6 +222,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Kernels;
     use crate::samples::available_isas;
 
     proptest! {
@@ -163,14 +233,18 @@ mod tests {
             for isa in available_isas() {
                 let mut out = vec![u32::MAX; num_pairs(row.len())];
                 round(isa, &row, &mut out);
-                for (at, &value) in row.iter().enumerate() {
-                    let found = bf16::from_bits((out[at / 2] >> (16 * (at % 2))) as u16);
-                    let flushed = has_rounding(isa) && value.is_subnormal() && found == bf16::from_f32(0.0);
-                    let expected = if flushed { found } else { bf16::from_f32(value) };
-                    prop_assert!(found == expected || found.is_nan() && expected.is_nan(), "{value}: {found}");
+                let mut squares = Rounded::new();
+                Kernels::with_isa(isa, 1).unwrap().round(&row, 1, &mut squares);
+                for out in [out, squares.row(0).collect()] {
+                    for (at, &value) in row.iter().enumerate() {
+                        let found = bf16::from_bits((out[at / 2] >> (16 * (at % 2))) as u16);
+                        let flushed = has_rounding(isa) && value.is_subnormal() && found == bf16::from_f32(0.0);
+                        let expected = if flushed { found } else { bf16::from_f32(value) };
+                        prop_assert!(found == expected || found.is_nan() && expected.is_nan(), "{value}: {found}");
+                    }
+                    prop_assert!(out[row.len().div_ceil(2)..].iter().all(|&pair| pair == 0));
+                    prop_assert!(row.len().is_multiple_of(2) || out[row.len() / 2] >> 16 == 0);
                 }
-                prop_assert!(out[row.len().div_ceil(2)..].iter().all(|&pair| pair == 0));
-                prop_assert!(row.len().is_multiple_of(2) || out[row.len() / 2] >> 16 == 0);
             }
         }
     }

@@ -3,27 +3,13 @@
 use super::attention::Attended;
 use super::dropout::{LANES, Masked};
 use super::table::TrainingTable;
-use super::{CausalAttention, Mask, Product};
+use super::{CausalAttention, Mask, Product, RowLosses};
+use crate::Kernels;
 use crate::shared::SharedMut;
 use crate::table::Table;
-use crate::{Kernels, reduce};
 
 /// Elements that are worth a task: a few microseconds.
 const TASK_ELEMENTS: usize = 1 << 13;
-/// Logits whose exponentials are added up in single precision before the sum goes on in double.
-const SUM_LEN: usize = 1024;
-
-/// Rows of logits and the tokens that were to come.
-pub struct RowLosses<'a> {
-    /// Logits `(targets.len(), vocab)`; left as the gradient of each row's log-probability where `gradient` says so.
-    pub logits: &'a mut [f32],
-    /// The token that came after each row.
-    pub targets: &'a [u32],
-    /// Log-probability of each target.
-    pub logprobs: &'a mut [f32],
-    /// Whether `logits` becomes `onehot(target) - softmax(logits)`; otherwise what it holds afterwards means nothing.
-    pub gradient: bool,
-}
 
 impl Kernels {
     fn training(&self) -> &'static TrainingTable {
@@ -42,7 +28,7 @@ impl Kernels {
     /// **Shapes**: `out` as the queries, `log_sums` `(rows, heads)`. **Panics** if a length does not fit or the trees do not
     /// cover the rows.
     pub fn causal_attention(&self, args: &CausalAttention<'_>, out: &mut [f32], log_sums: &mut [f32]) {
-        args.forward(self.training(), self.pool(), out, log_sums);
+        args.forward(self.isa(), self.pool(), out, log_sums);
     }
 
     /// The gradients of queries, keys and values, which are overwritten.
@@ -54,7 +40,7 @@ impl Kernels {
         attended: &Attended<'_>,
         gradients: [&mut [f32]; 3],
     ) {
-        args.backward(self.training(), self.pool(), attended, gradients);
+        args.backward(self.isa(), self.pool(), attended, gradients);
     }
 
     /// Adds to `d_x` the gradient that goes through [`Kernels::rms_norm`].
@@ -127,32 +113,6 @@ impl Kernels {
     ///
     /// **Panics** if a length does not fit or a target is outside the vocabulary.
     pub fn row_losses(&self, losses: RowLosses<'_>) {
-        let RowLosses { logits, targets, logprobs, gradient } = losses;
-        let vocab = logits.len() / targets.len().max(1);
-        assert!(logits.len() == vocab * targets.len() && logprobs.len() == targets.len(), "rows of logits");
-        let table = self.training();
-        let (logits, logprobs) = (SharedMut::new(logits), SharedMut::new(logprobs));
-        self.pool().run(targets.len(), |row| {
-            // SAFETY: tasks have disjoint rows.
-            let (logits, logprob) =
-                unsafe { (logits.part(row * vocab..(row + 1) * vocab), logprobs.part(row..row + 1)) };
-            logprob[0] = row_loss(table, logits, targets[row] as usize, gradient);
-        });
+        losses.run(self.isa(), self.pool());
     }
-}
-
-fn row_loss(table: &TrainingTable, logits: &mut [f32], target: usize, gradient: bool) -> f32 {
-    let max = reduce::max(logits);
-    let logit = f64::from(logits[target]);
-    let mut sum = 0.0_f64;
-    for part in logits.chunks_mut(SUM_LEN) {
-        // SAFETY: `Kernels` chose the table among those that this processor can run.
-        sum += f64::from(unsafe { (table.exp_sum)(part, 1.0, max) });
-    }
-    if gradient {
-        // SAFETY: as above.
-        unsafe { (table.scale)(logits, (-1.0 / sum) as f32) };
-        logits[target] += 1.0;
-    }
-    (logit - f64::from(max) - sum.ln()) as f32
 }

@@ -13,9 +13,11 @@ mod avx512;
 mod dropout;
 mod entry;
 mod left;
+mod losses;
 mod pack;
 mod product;
 mod scalar;
+mod squares;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -23,6 +25,6 @@ mod view;
 
 pub use attention::{Attended, CausalAttention, Segment, Tree};
 pub use dropout::{MIX_STEP, Mask, mix};
-pub use entry::RowLosses;
+pub use losses::{LogitGradient, RowLosses};
 pub use product::{Product, Right};
 pub use view::View;

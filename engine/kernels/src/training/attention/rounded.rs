@@ -1,0 +1,261 @@
+//! Attention with the factors of every product rounded to bf16; sums, softmax and gradients of scores are in single precision.
+//!
+//! Scores are computed transposed, a row for each key and a column for each query of a block: the softmax then goes along the columns,
+//! and every product reads what the one before has left, rounded, without turning it round.
+
+use std::cell::RefCell;
+
+use super::softmax::{self, Factors, Known, Queries, Seen};
+use super::{Attended, Block, Job, Segment};
+use crate::ahead::Ahead;
+use crate::bf16::product::{ROWS, multiply_to};
+use crate::bf16::{self, GROUP, LANES, Part, STEP};
+use crate::shared::{Place, SharedMut};
+use crate::training::squares::{Pairs, Squares};
+use crate::training::view::View;
+use crate::{Buffer, Isa};
+
+/// Queries of one head that are computed together: the columns of a product.
+const QUERIES: usize = GROUP;
+
+thread_local! {
+    /// Buffers of the task that a thread is at.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The keys and values that a segment sees, and what is computed from them.
+#[derive(Default)]
+struct Scratch {
+    k: Buffer,
+    v: Buffer,
+    /// Left factors of scores and of the gradient of probabilities.
+    k_rows: Squares,
+    v_rows: Squares,
+    /// Left factors of outputs and of the gradient of queries.
+    k_turned: Squares,
+    v_turned: Squares,
+    /// Right factors: queries and gradients of outputs.
+    q_turned: Squares,
+    d_out_turned: Squares,
+    q_pairs: Squares,
+    d_out_pairs: Squares,
+    /// `(keys, QUERIES)`.
+    scores: Buffer,
+    d_p: Buffer,
+    /// What the softmax leaves.
+    p: Buffer<u32>,
+    d_scores: Buffer<u32>,
+    lines: Buffer<u32>,
+    /// Outputs or gradients of queries `(head_dim, QUERIES)`, and sixteen columns of them turned round.
+    turned: Buffer,
+    panel: Buffer,
+}
+
+/// A left factor.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    squares: &'a [u32],
+    block_len: usize,
+    rows: usize,
+}
+
+impl Job<'_> {
+    pub(super) fn forward_rounded(&self, segment: &Segment, out: &SharedMut<'_>, log_sums: &SharedMut<'_>) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            self.begin(segment, scratch);
+            let v = View::new(&scratch.v, scratch.v.len() / self.args.head_dim, self.args.head_dim);
+            scratch.v_turned.fill(self.isa, &v, Pairs::Rows, true);
+            for block in Job::blocks(segment, QUERIES) {
+                self.forward_rounded_block(&block, scratch, (out, log_sums));
+            }
+        });
+    }
+
+    /// Adds the gradients of keys and values to `by_place`.
+    pub(super) fn backward_rounded(
+        &self,
+        segment: &Segment,
+        attended: &Attended<'_>,
+        d_q: &SharedMut<'_>,
+        by_place: &mut [Buffer; 2],
+    ) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let num = self.begin(segment, scratch);
+            let [k, v] = [&scratch.k, &scratch.v].map(|values| View::new(values, num, self.args.head_dim));
+            scratch.k_turned.fill(self.isa, &k, Pairs::Rows, true);
+            scratch.v_rows.fill(self.isa, &v, Pairs::Columns, false);
+            for block in Job::blocks(segment, QUERIES) {
+                self.backward_rounded_block(&block, (scratch, attended), (d_q, by_place));
+            }
+        });
+    }
+
+    /// Gathers keys and values, and takes memory for a block; returns how many there are.
+    fn begin(&self, segment: &Segment, scratch: &mut Scratch) -> usize {
+        let len = self.args.head_dim;
+        let num = self.gather(segment, &mut scratch.k, &mut scratch.v);
+        scratch.k_rows.fill(self.isa, &View::new(&scratch.k, num, len), Pairs::Columns, false);
+        let filled = num.next_multiple_of(STEP);
+        scratch.scores.fit(filled * QUERIES);
+        scratch.d_p.fit(filled * QUERIES);
+        scratch.p.fit(filled * LANES);
+        scratch.d_scores.fit(filled * LANES);
+        scratch.lines.fit(filled * LANES);
+        scratch.turned.fit(len.next_multiple_of(LANES) * QUERIES);
+        scratch.panel.fit(LANES * QUERIES);
+        num
+    }
+
+    /// What each query of a block sees.
+    fn seen(&self, block: &Block) -> Seen {
+        let mut seen = Seen { starts: [0; QUERIES], ends: [0; QUERIES] };
+        for i in 0..block.rows.len() {
+            let visible = self.visible(block.prefix, block.first + i);
+            (seen.starts[i], seen.ends[i]) = (visible.start as i32, visible.end as i32);
+        }
+        seen
+    }
+
+    fn forward_rounded_block(
+        &self,
+        block: &Block,
+        scratch: &mut Scratch,
+        (out, log_sums): (&SharedMut<'_>, &SharedMut<'_>),
+    ) {
+        let (args, end) = (self.args, block.end());
+        let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
+        scratch.q_turned.fill(self.isa, &self.rows_of(args.q, &block.rows), Pairs::Columns, true);
+        let k = Left::of(&scratch.k_rows, end);
+        k.product(self.isa, scratch.q_turned.lines(0, head_pairs), Target::new(&mut scratch.scores, QUERIES));
+        let (upper, lower) = scratch.lines[..keys * LANES].split_at_mut(keys / 2 * LANES);
+        let scores = &scratch.scores.as_chunks::<QUERIES>().0[..keys];
+        let softmax =
+            softmax::weigh((self.isa, self.table), (scores, args.scale), &self.seen(block), [&mut *upper, &mut *lower]);
+        for (i, row) in block.rows.clone().enumerate() {
+            let at = row * args.heads + self.head;
+            // SAFETY: tasks have disjoint rows or heads.
+            let log_sum = unsafe { log_sums.part(at..at + 1) };
+            log_sum[0] = softmax.highest[i] + softmax.sums[i].ln();
+        }
+        let v = Left::of(&scratch.v_turned, args.head_dim);
+        v.product(self.isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
+        self.write_turned(block, &softmax.sums.map(|sum| 1.0 / sum), (&scratch.turned, &mut scratch.panel), out);
+    }
+
+    fn backward_rounded_block(
+        &self,
+        block: &Block,
+        (scratch, attended): (&mut Scratch, &Attended<'_>),
+        (d_q, [d_k, d_v]): (&SharedMut<'_>, &mut [Buffer; 2]),
+    ) {
+        let (args, isa, len, end) = (self.args, self.isa, self.args.head_dim, block.end());
+        let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
+        let (q, d_out) = (self.rows_of(args.q, &block.rows), self.rows_of(attended.d_out, &block.rows));
+        scratch.q_turned.fill(isa, &q, Pairs::Columns, true);
+        scratch.d_out_turned.fill(isa, &d_out, Pairs::Columns, true);
+        scratch.q_pairs.fill(isa, &q, Pairs::Rows, false);
+        scratch.d_out_pairs.fill(isa, &d_out, Pairs::Rows, false);
+        let lines = scratch.q_turned.lines(0, head_pairs);
+        Left::of(&scratch.k_rows, end).product(isa, lines, Target::new(&mut scratch.scores, QUERIES));
+        let lines = scratch.d_out_turned.lines(0, head_pairs);
+        Left::of(&scratch.v_rows, end).product(isa, lines, Target::new(&mut scratch.d_p, QUERIES));
+
+        let [scores, d_p] = [&scratch.scores, &scratch.d_p].map(|values| &values.as_chunks::<QUERIES>().0[..keys]);
+        let (p, d_scores) = (&mut scratch.p[..keys * LANES], &mut scratch.d_scores[..keys * LANES]);
+        let (upper, lower) = scratch.lines[..keys * LANES].split_at_mut(keys / 2 * LANES);
+        let factors = Factors { p, d_scores, d_lines: [&mut *upper, &mut *lower] };
+        softmax::differentiate((isa, self.table), (scores, d_p), &self.known(block, attended), factors);
+
+        // Of one square for each sixteen keys.
+        let left = |squares| Left { squares, block_len: LANES * LANES, rows: end };
+        for group in 0..len.div_ceil(GROUP) {
+            let target = |sums| Target { add: true, ..Target::group(sums, len, group) };
+            left(&*p).product(isa, scratch.d_out_pairs.lines(group, STEP / 2), target(d_v));
+            left(&*d_scores).product(isa, scratch.q_pairs.lines(group, STEP / 2), target(d_k));
+        }
+        Left::of(&scratch.k_turned, len).product(isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
+        self.write_turned(block, &[1.0; QUERIES], (&scratch.turned, &mut scratch.panel), d_q);
+    }
+
+    fn known(&self, block: &Block, attended: &Attended<'_>) -> Known {
+        let (args, len) = (self.args, self.args.head_dim);
+        let mut known =
+            Known { seen: self.seen(block), log_sums: [0.0; QUERIES], deltas: [0.0; QUERIES], scale: args.scale };
+        for (i, row) in block.rows.clone().enumerate() {
+            known.log_sums[i] = attended.log_sums[row * args.heads + self.head];
+            let [d_out, out] = [attended.d_out, attended.out].map(|rows| &rows[self.place(row)..][..len]);
+            // SAFETY: `Kernels` chose the table among those that this processor can run.
+            known.deltas[i] = unsafe { (self.table.dot)(d_out, out) };
+        }
+        known
+    }
+
+    /// Writes the columns of a product, each times its factor, to the rows of a block in a tensor `(rows, heads, head_dim)`.
+    fn write_turned(
+        &self,
+        block: &Block,
+        factors: &Queries,
+        (turned, panel): (&[f32], &mut [f32]),
+        out: &SharedMut<'_>,
+    ) {
+        for (index, columns) in turned.chunks_exact(LANES * QUERIES).enumerate() {
+            // SAFETY: `Kernels` chose the table among those that this processor can run.
+            unsafe { (self.table.transpose)(columns, QUERIES, QUERIES, panel) };
+            for ((row, line), factor) in block.rows.clone().zip(panel.as_chunks::<LANES>().0).zip(factors) {
+                // SAFETY: tasks have disjoint rows or heads.
+                let out = &mut unsafe { self.part(out, row) }[index * LANES..];
+                match out.first_chunk_mut::<LANES>() {
+                    Some(out) => out.iter_mut().zip(line).for_each(|(out, value)| *out = value * factor),
+                    None => out.iter_mut().zip(line).for_each(|(out, value)| *out = value * factor),
+                }
+            }
+        }
+    }
+}
+
+/// Where the sums of a product go: rows of some columns.
+struct Target<'a> {
+    sums: &'a mut [f32],
+    /// Of a row.
+    stride: usize,
+    /// The first column, and how many there are.
+    first: usize,
+    width: usize,
+    add: bool,
+}
+
+impl<'a> Target<'a> {
+    /// Overwrites all columns.
+    fn new(sums: &'a mut [f32], stride: usize) -> Target<'a> {
+        Target { sums, stride, first: 0, width: stride, add: false }
+    }
+
+    /// The columns of a group.
+    fn group(sums: &'a mut [f32], stride: usize, group: usize) -> Target<'a> {
+        let first = group * GROUP;
+        Target { sums, stride, first, width: GROUP.min(stride - first), add: false }
+    }
+}
+
+impl<'a> Left<'a> {
+    fn of(squares: &'a Squares, rows: usize) -> Left<'a> {
+        let (squares, block_len) = squares.left();
+        Left { squares, block_len, rows }
+    }
+
+    /// Multiplies all rows with up to thirty-two columns, given for as much of the depth as they are long.
+    fn product(&self, isa: Isa, lines: [&[u32]; 2], target: Target<'_>) {
+        let pairs = lines[0].len() / LANES;
+        let (stride, add) = (target.stride, target.add);
+        let sums = SharedMut::new(target.sums);
+        for first in (0..self.rows).step_by(ROWS) {
+            let rows = ROWS.min(self.rows - first);
+            let x = &self.squares[first / LANES * self.block_len..];
+            let part = Part { x, block_len: self.block_len, rows, lines, pairs, next: Ahead::none() };
+            let at = first * stride + target.first;
+            let start = sums.pointer(at..at + (rows - 1) * stride + target.width);
+            // SAFETY: `Kernels` has an instruction set of this processor; the rows lie in the sums, which are borrowed mutably.
+            unsafe { multiply_to(bf16::multiply(isa), &part, Place { start, stride, add }, target.width) };
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The softmax between two products in bf16: scores lie transposed, a row for each key and a lane for each query, so that no maximum and
+//! no sum goes across a vector, and what comes out lies as the next products read it.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use crate::Isa;
+use crate::bf16::{self, GROUP, LANES, STEP};
+#[cfg(target_arch = "x86_64")]
+use crate::elementwise::avx512::exp_or_zero;
+use crate::training::table::TrainingTable;
+
+/// A number for each query of a block.
+pub(super) type Queries<T = f32> = [T; GROUP];
+
+/// The keys that each query sees; none for those that fill up a block.
+#[derive(Clone)]
+pub(super) struct Seen {
+    pub(super) starts: Queries<i32>,
+    pub(super) ends: Queries<i32>,
+}
+
+/// What a softmax left, per query.
+pub(super) struct Softmax {
+    /// The highest score, scaled; negative infinity where no key is seen.
+    pub(super) highest: Queries,
+    /// Exponentials, with the highest score subtracted, added up.
+    pub(super) sums: Queries,
+}
+
+/// What a block knows about its queries in the backward pass.
+pub(super) struct Known {
+    pub(super) seen: Seen,
+    /// Logarithms of the sums.
+    pub(super) log_sums: Queries,
+    /// Dot products of outputs and their gradients.
+    pub(super) deltas: Queries,
+    /// Factor of the scores.
+    pub(super) scale: f32,
+}
+
+/// What comes out of the backward pass for `keys` keys, whole steps.
+pub(super) struct Factors<'a> {
+    /// Probabilities, a left factor: rows of keys, pairs of queries.
+    pub(super) p: &'a mut [u32],
+    /// Gradients of the scores, in the same way.
+    pub(super) d_scores: &'a mut [u32],
+    /// The same as a right factor: pairs of keys, columns of queries.
+    pub(super) d_lines: [&'a mut [u32]; 2],
+}
+
+impl Seen {
+    fn has(&self, query: usize, key: usize) -> bool {
+        (self.starts[query]..self.ends[query]).contains(&(key as i32))
+    }
+}
+
+/// Exponentials of scores with each query's highest subtracted, as a right factor: pairs of keys, columns of queries.
+///
+/// **Shapes**: `scores` `(keys, queries)`, a multiple of [`STEP`] keys; each of `lines` `(keys / 2, 16)`.
+pub(super) fn weigh(
+    (isa, table): (Isa, &TrainingTable),
+    (scores, scale): (&[Queries], f32),
+    seen: &Seen,
+    lines: [&mut [u32]; 2],
+) -> Softmax {
+    check(scores.len(), &lines);
+    #[cfg(target_arch = "x86_64")]
+    if bf16::has_rounding(isa) {
+        // SAFETY: the instruction set has instructions for bf16, and is available.
+        return unsafe { weigh_avx512((scores, scale), seen, lines) };
+    }
+    let _ = isa;
+    weigh_plain(table, (scores, scale), seen, lines)
+}
+
+/// Probabilities and gradients of scores, rounded. `d_p` is the gradient of the probabilities.
+///
+/// **Shapes**: as of [`weigh`]; `p` and `d_scores` `(keys, 16)`.
+pub(super) fn differentiate(
+    (isa, table): (Isa, &TrainingTable),
+    (scores, d_p): (&[Queries], &[Queries]),
+    known: &Known,
+    out: Factors<'_>,
+) {
+    check(scores.len(), &out.d_lines);
+    assert!(d_p.len() == scores.len(), "gradients of {} keys", scores.len());
+    assert!(out.p.len() == scores.len() * LANES && out.d_scores.len() == out.p.len(), "pairs of queries");
+    #[cfg(target_arch = "x86_64")]
+    if bf16::has_rounding(isa) {
+        // SAFETY: the instruction set has instructions for bf16, and is available.
+        return unsafe { differentiate_avx512((scores, d_p), known, out) };
+    }
+    let _ = isa;
+    differentiate_plain(table, (scores, d_p), known, out);
+}
+
+fn check(keys: usize, lines: &[&mut [u32]; 2]) {
+    assert!(keys.is_multiple_of(STEP), "{keys} keys");
+    assert!(lines.iter().all(|lines| lines.len() == keys / 2 * LANES), "lines of {keys} keys");
+}
+
+fn weigh_plain(
+    table: &TrainingTable,
+    (scores, scale): (&[Queries], f32),
+    seen: &Seen,
+    mut lines: [&mut [u32]; 2],
+) -> Softmax {
+    let mut softmax = Softmax { highest: [f32::NEG_INFINITY; GROUP], sums: [0.0; GROUP] };
+    for (key, scores) in scores.iter().enumerate() {
+        for (query, (highest, score)) in softmax.highest.iter_mut().zip(scores).enumerate() {
+            if seen.has(query, key) {
+                *highest = highest.max(score * scale);
+            }
+        }
+    }
+    for (pair, scores) in scores.as_chunks::<2>().0.iter().enumerate() {
+        let weights = [0, 1].map(|odd| {
+            let shift = |query: usize| scores[odd][query] * scale - softmax.highest[query];
+            exponentials(table, (seen, 2 * pair + odd), shift)
+        });
+        for weights in &weights {
+            softmax.sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += weight);
+        }
+        write_lines(&weights, pair, &mut lines);
+    }
+    softmax
+}
+
+fn differentiate_plain(
+    table: &TrainingTable,
+    (scores, d_p): (&[Queries], &[Queries]),
+    known: &Known,
+    mut out: Factors<'_>,
+) {
+    for pair in 0..scores.len() / 2 {
+        let d_scores = [0, 1].map(|odd| {
+            let key = 2 * pair + odd;
+            let p = exponentials(table, (&known.seen, key), |query| {
+                scores[key][query] * known.scale - known.log_sums[query]
+            });
+            let d_scores = std::array::from_fn(|query| match known.seen.has(query, key) {
+                true => p[query] * (d_p[key][query] - known.deltas[query]) * known.scale,
+                false => 0.0,
+            });
+            write_row(&p, key, out.p);
+            write_row(&d_scores, key, out.d_scores);
+            d_scores
+        });
+        write_lines(&d_scores, pair, &mut out.d_lines);
+    }
+}
+
+/// Exponentials of what a key has for the queries that see it, zeros for the others.
+fn exponentials(table: &TrainingTable, (seen, key): (&Seen, usize), x: impl Fn(usize) -> f32) -> Queries {
+    let mut values = std::array::from_fn(|query| if seen.has(query, key) { x(query) } else { f32::NEG_INFINITY });
+    // SAFETY: `Kernels` chose the table among those that this processor can run.
+    unsafe { (table.exp_sum)(&mut values, 1.0, 0.0) };
+    values
+}
+
+/// Pairs of queries of one key.
+fn write_row(values: &Queries, key: usize, out: &mut [u32]) {
+    for (out, [even, odd]) in out[key * LANES..].iter_mut().zip(values.as_chunks().0) {
+        *out = bf16::pair(*even, *odd);
+    }
+}
+
+/// A pair of keys for each query.
+fn write_lines([even, odd]: &[Queries; 2], pair: usize, lines: &mut [&mut [u32]; 2]) {
+    for (query, (even, odd)) in even.iter().zip(odd).enumerate() {
+        lines[query / LANES][pair * LANES + query % LANES] = bf16::pair(*even, *odd);
+    }
+}
+
+/// Both halves of what there is for each query.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn halves(values: &Queries) -> [__m512; 2] {
+    // SAFETY: each half is sixteen floats.
+    [0, LANES].map(|at| unsafe { _mm512_loadu_ps(values[at..at + LANES].as_ptr()) })
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn to_queries(halves: [__m512; 2]) -> Queries {
+    let mut out = [0.0; GROUP];
+    for (half, out) in halves.into_iter().zip(out.as_chunks_mut::<LANES>().0) {
+        // SAFETY: sixteen floats have room for a vector.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), half) };
+    }
+    out
+}
+
+/// [`Seen`] in vectors.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+struct Bounds {
+    starts: [__m512i; 2],
+    ends: [__m512i; 2],
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Bounds {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn of(seen: &Seen) -> Bounds {
+        let [starts, ends] = [&seen.starts, &seen.ends].map(|bounds| {
+            // SAFETY: each half is sixteen numbers.
+            [0, LANES].map(|at| unsafe { _mm512_loadu_si512(bounds[at..at + LANES].as_ptr().cast()) })
+        });
+        Bounds { starts, ends }
+    }
+
+    /// Which queries of a half see a key.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn see(&self, half: usize, key: usize) -> __mmask16 {
+        let key = _mm512_set1_epi32(key as i32);
+        _mm512_cmple_epi32_mask(self.starts[half], key) & _mm512_cmpgt_epi32_mask(self.ends[half], key)
+    }
+}
+
+/// As `weigh_plain`, with zero for exponentials that would be subnormal.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+fn weigh_avx512((scores, scale): (&[Queries], f32), seen: &Seen, lines: [&mut [u32]; 2]) -> Softmax {
+    let (bounds, scale) = (Bounds::of(seen), _mm512_set1_ps(scale));
+    let mut highest = [_mm512_set1_ps(f32::NEG_INFINITY); 2];
+    for (key, scores) in scores.iter().enumerate() {
+        for (half, (highest, scores)) in highest.iter_mut().zip(halves(scores)).enumerate() {
+            let scores = _mm512_mul_ps(scores, scale);
+            // Of a number and what is none, the second operand is taken.
+            *highest = _mm512_mask_max_ps(*highest, bounds.see(half, key), scores, *highest);
+        }
+    }
+    let mut sums = [_mm512_setzero_ps(); 2];
+    for (pair, scores) in scores.as_chunks::<2>().0.iter().enumerate() {
+        let scores = [halves(&scores[0]), halves(&scores[1])];
+        for half in 0..2 {
+            let [even, odd] = [0, 1].map(|odd| {
+                let x = _mm512_sub_ps(_mm512_mul_ps(scores[odd][half], scale), highest[half]);
+                _mm512_maskz_mov_ps(bounds.see(half, 2 * pair + odd), exp_or_zero(x))
+            });
+            sums[half] = _mm512_add_ps(_mm512_add_ps(sums[half], even), odd);
+            store(bf16::interleaved(even, odd), &mut lines[half][pair * LANES..]);
+        }
+    }
+    Softmax { highest: to_queries(highest), sums: to_queries(sums) }
+}
+
+/// As `differentiate_plain`, with zero for exponentials that would be subnormal.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+fn differentiate_avx512((scores, d_p): (&[Queries], &[Queries]), known: &Known, out: Factors<'_>) {
+    let (bounds, scale) = (Bounds::of(&known.seen), _mm512_set1_ps(known.scale));
+    let (log_sums, deltas) = (halves(&known.log_sums), halves(&known.deltas));
+    let keys = scores.as_chunks::<2>().0.iter().zip(d_p.as_chunks::<2>().0);
+    for (pair, (scores, d_p)) in keys.enumerate() {
+        let mut d_scores = [[_mm512_setzero_ps(); 2]; 2];
+        for odd in 0..2 {
+            let key = 2 * pair + odd;
+            let (scores, d_p) = (halves(&scores[odd]), halves(&d_p[odd]));
+            let mut p = [_mm512_setzero_ps(); 2];
+            for half in 0..2 {
+                let sees = bounds.see(half, key);
+                let x = _mm512_fmsub_ps(scores[half], scale, log_sums[half]);
+                p[half] = _mm512_maskz_mov_ps(sees, exp_or_zero(x));
+                let d = _mm512_mul_ps(_mm512_sub_ps(d_p[half], deltas[half]), scale);
+                d_scores[odd][half] = _mm512_maskz_mul_ps(sees, p[half], d);
+            }
+            store(bf16::rounded(p[0], p[1]), &mut out.p[key * LANES..]);
+            store(bf16::rounded(d_scores[odd][0], d_scores[odd][1]), &mut out.d_scores[key * LANES..]);
+        }
+        for half in 0..2 {
+            let line = bf16::interleaved(d_scores[0][half], d_scores[1][half]);
+            store(line, &mut out.d_lines[half][pair * LANES..]);
+        }
+    }
+}
+
+/// Writes sixteen pairs.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store(pairs: __m512i, out: &mut [u32]) {
+    // SAFETY: sixteen pairs are a vector.
+    unsafe { _mm512_storeu_si512(out[..LANES].as_mut_ptr().cast(), pairs) };
+}

@@ -1,0 +1,206 @@
+//! Floats rounded to bf16 in squares, as products in bf16 read them, in each of the four ways in which a matrix goes into one.
+//!
+//! A square is sixteen lines of sixteen pairs (`bf16/mod.rs`). Pairs are of neighbouring columns, for products along the columns,
+//! or of neighbouring rows, for products along the rows. Turned round, the lines of a square are its columns.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use super::view::View;
+use crate::bf16::{self, GROUP, LANES, STEP};
+use crate::{Buffer, Isa};
+
+/// Pairs of a square.
+pub(super) const SQUARE: usize = LANES * LANES;
+
+/// Which elements of a matrix form a pair, and so along what it is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pairs {
+    /// Two neighbours in a row: a left factor as it lies, or the right one transposed if turned.
+    Columns,
+    /// Two neighbours in a column: a right factor as it lies, or the left one transposed if turned.
+    Rows,
+}
+
+/// The squares of a matrix. A *block* is sixteen rows where pairs are of columns, otherwise sixteen columns; its squares follow each
+/// other along the depth. Blocks are filled up to an even number, squares to their size, with zeros.
+#[derive(Default)]
+pub(super) struct Squares {
+    pairs: Buffer<u32>,
+    /// Pairs of a block.
+    block_len: usize,
+}
+
+impl Squares {
+    /// Rounds a view whose columns are neighbours.
+    pub(super) fn fill(&mut self, isa: Isa, view: &View<'_>, pairs: Pairs, turned: bool) {
+        assert_eq!(view.col_stride, 1, "columns of a view in bf16");
+        let (width, depth) = match pairs {
+            Pairs::Columns => (view.rows, view.cols),
+            Pairs::Rows => (view.cols, view.rows),
+        };
+        let steps = depth.div_ceil(STEP);
+        self.block_len = steps * SQUARE;
+        let squares = self.pairs.fit(width.div_ceil(GROUP) * 2 * self.block_len).as_chunks_mut::<SQUARE>().0;
+        for (index, square) in squares.iter_mut().enumerate() {
+            let at = (index / steps, index % steps);
+            #[cfg(target_arch = "x86_64")]
+            if bf16::has_rounding(isa) {
+                // SAFETY: the instruction set has instructions for bf16, and is available.
+                unsafe { fill_avx512(view, pairs, at, turned, square) };
+                continue;
+            }
+            let _ = isa;
+            fill_scalar(view, pairs, at, turned, square);
+        }
+    }
+
+    /// All squares, as those of a left factor, and the length of a block.
+    pub(super) fn left(&self) -> (&[u32], usize) {
+        (&self.pairs, self.block_len)
+    }
+
+    /// Thirty-two columns of a right factor, for the first `pairs` of the depth, whole squares.
+    pub(super) fn lines(&self, group: usize, pairs: usize) -> [&[u32]; 2] {
+        [2 * group, 2 * group + 1].map(|block| &self.pairs[block * self.block_len..][..pairs * LANES])
+    }
+}
+
+/// One square: block `at.0`, step `at.1`.
+fn fill_scalar(view: &View<'_>, pairs: Pairs, at: (usize, usize), turned: bool, out: &mut [u32; SQUARE]) {
+    let element = |row: usize, col: usize| match row < view.rows && col < view.cols {
+        true => view.from(row, col)[0],
+        false => 0.0,
+    };
+    for (i, out) in out.iter_mut().enumerate() {
+        let (line, place) = if turned { (i % LANES, i / LANES) } else { (i / LANES, i % LANES) };
+        let [even, odd] = match pairs {
+            Pairs::Columns => [0, 1].map(|odd| element(at.0 * LANES + line, at.1 * STEP + 2 * place + odd)),
+            Pairs::Rows => [0, 1].map(|odd| element(at.1 * STEP + 2 * line + odd, at.0 * LANES + place)),
+        };
+        *out = bf16::pair(even, odd);
+    }
+}
+
+/// # Safety
+/// The processor has AVX512-BF16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+unsafe fn fill_avx512(view: &View<'_>, pairs: Pairs, at: (usize, usize), turned: bool, out: &mut [u32; SQUARE]) {
+    let (row, col, rows, cols) = match pairs {
+        Pairs::Columns => (at.0 * LANES, at.1 * STEP, LANES, STEP),
+        Pairs::Rows => (at.1 * STEP, at.0 * LANES, STEP, LANES),
+    };
+    let whole = row + rows <= view.rows && col + cols <= view.cols;
+    let mut lines = [_mm512_setzero_si512(); LANES];
+    if whole {
+        let from = &view.from(row, col)[..(rows - 1) * view.row_stride + cols];
+        // SAFETY: the rows and columns of the square lie in the slice.
+        let load = |row: usize, col: usize| unsafe { _mm512_loadu_ps(from.as_ptr().add(row * view.row_stride + col)) };
+        fill_lines(pairs, &mut lines, load);
+    } else {
+        fill_lines(pairs, &mut lines, |row_of, col_of| floats(view, row + row_of, col + col_of));
+    }
+    if turned {
+        lines = transposed(lines);
+    }
+    for (line, out) in lines.into_iter().zip(out.as_chunks_mut::<LANES>().0) {
+        // SAFETY: sixteen pairs are a vector.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), line) };
+    }
+}
+
+/// Rounds the lines of a square; `load` gives sixteen floats from a row and column of the square on.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+fn fill_lines(pairs: Pairs, lines: &mut [__m512i; LANES], load: impl Fn(usize, usize) -> __m512) {
+    for (i, line) in lines.iter_mut().enumerate() {
+        *line = match pairs {
+            Pairs::Columns => bf16::rounded(load(i, 0), load(i, LANES)),
+            Pairs::Rows => bf16::interleaved(load(2 * i, 0), load(2 * i + 1, 0)),
+        };
+    }
+}
+
+/// Sixteen floats of a row; zeros outside of the view.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn floats(view: &View<'_>, row: usize, col: usize) -> __m512 {
+    if row >= view.rows || col >= view.cols {
+        return _mm512_setzero_ps();
+    }
+    let num = (view.cols - col).min(LANES);
+    let from = &view.from(row, col)[..num];
+    // SAFETY: the mask covers the floats that `from` holds.
+    unsafe { _mm512_maskz_loadu_ps(((1_u32 << num) - 1) as u16, from.as_ptr()) }
+}
+
+/// Transposes sixteen lines: by two and two rows, by fours, then by quarters of vectors.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+    let twos: [__m512i; LANES] = std::array::from_fn(|i| match i % 2 {
+        0 => _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
+        _ => _mm512_unpackhi_epi32(rows[i - 1], rows[i]),
+    });
+    let fours: [__m512i; LANES] = std::array::from_fn(|i| match i % 4 {
+        0 => _mm512_unpacklo_epi64(twos[i], twos[i + 2]),
+        1 => _mm512_unpackhi_epi64(twos[i - 1], twos[i + 1]),
+        2 => _mm512_unpacklo_epi64(twos[i - 1], twos[i + 1]),
+        _ => _mm512_unpackhi_epi64(twos[i - 2], twos[i]),
+    });
+    // Of each four rows column `c` of every quarter; quarter `q` of them is column `4 q + c`.
+    let mut columns = rows;
+    for c in 0..4 {
+        let [first, second] = [0, 8].map(|i| (fours[i + c], fours[i + 4 + c]));
+        let even = [first, second].map(|(a, b)| _mm512_shuffle_i32x4::<0x88>(a, b));
+        let odd = [first, second].map(|(a, b)| _mm512_shuffle_i32x4::<0xDD>(a, b));
+        columns[c] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
+        columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
+        columns[8 + c] = _mm512_shuffle_i32x4::<0xDD>(even[0], even[1]);
+        columns[12 + c] = _mm512_shuffle_i32x4::<0xDD>(odd[0], odd[1]);
+    }
+    columns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::{Random, available_isas};
+
+    #[test]
+    fn squares_are_those_of_the_matrix_on_every_instruction_set() {
+        let mut random = Random(23);
+        for (rows, cols) in [(1, 1), (16, 32), (33, 64), (70, 45)] {
+            let stride = cols + 3;
+            let data = random.floats(rows * stride);
+            let view = View::strided(&data, rows, cols, stride);
+            for (pairs, turned) in [Pairs::Columns, Pairs::Rows].into_iter().flat_map(|p| [(p, false), (p, true)]) {
+                for isa in available_isas() {
+                    let mut squares = Squares::default();
+                    squares.fill(isa, &view, pairs, turned);
+                    let (found, block_len) = squares.left();
+                    assert_eq!(block_len % SQUARE, 0);
+                    for (at, &found) in found.iter().enumerate() {
+                        let (block, step, line, place) =
+                            (at / block_len, at % block_len / SQUARE, at % SQUARE / LANES, at % LANES);
+                        let (line, place) = if turned { (place, line) } else { (line, place) };
+                        let element = |odd: usize| {
+                            let (row, col) = match pairs {
+                                Pairs::Columns => (block * LANES + line, step * STEP + 2 * place + odd),
+                                Pairs::Rows => (step * STEP + 2 * line + odd, block * LANES + place),
+                            };
+                            let value = if row < rows && col < cols { data[row * stride + col] } else { 0.0 };
+                            half::bf16::from_f32(value).to_bits()
+                        };
+                        let expected = u32::from(element(0)) | u32::from(element(1)) << 16;
+                        assert_eq!(found, expected, "{isa}, {pairs:?}, {turned}, {at} of {rows} x {cols}");
+                    }
+                }
+            }
+        }
+    }
+}
