@@ -6,20 +6,16 @@ use std::ops::{Deref, DerefMut};
 
 use bytemuck::Pod;
 
-use crate::huge_pages;
+use crate::huge_pages::HugePages;
 
-/// Bytes of a line of the caches: a vector register, or a row of a tile register.
-const LINE: usize = 64;
-
-/// Values that begin at a line of the caches, on huge pages where they are many and the system gives them.
+/// Values that begin at a line of the caches (a vector register, or a row of a tile register), on huge pages where they are many and
+/// the system gives them.
 ///
 /// A large `Vec` begins 16 bytes behind a line, so that each vector and each row of a tile register that is read or written lies in
-/// two of them. Products in tile registers take up to twice as long then.
+/// two of them. Products in tile registers take up to twice as long then. And what a `Vec` has given back may stay with the process.
 pub struct Buffer<T = f32> {
-    /// As many as were ever needed. Zeros take no memory before they are used.
-    bytes: Vec<u8>,
-    /// Bytes before the first value.
-    start: usize,
+    /// As many bytes as were ever needed. Zeros take no memory before they are used.
+    pages: Option<HugePages>,
     len: usize,
     values: PhantomData<T>,
 }
@@ -27,15 +23,13 @@ pub struct Buffer<T = f32> {
 impl<T: Pod> Buffer<T> {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Buffer<T> {
-        let mut bytes = vec![0; len * size_of::<T>() + LINE];
-        huge_pages::advise_buffer(&mut bytes);
-        let start = bytes.as_ptr().align_offset(LINE);
-        Buffer { bytes, start, len, values: PhantomData }
+        let pages = (len > 0).then(|| HugePages::of_buffer(len * size_of::<T>()));
+        Buffer { pages, len, values: PhantomData }
     }
 
     /// Makes it `len` long and returns it. What it holds means nothing: what some earlier use has left, or zeros.
     pub fn fit(&mut self, len: usize) -> &mut [T] {
-        if self.bytes.len() < self.start + len * size_of::<T>() {
+        if self.pages.as_ref().map_or(0, |pages| pages.as_slice().len()) < len * size_of::<T>() {
             // The old memory goes before the new one comes.
             *self = Buffer::default();
             *self = Buffer::zeroed(len);
@@ -52,7 +46,7 @@ impl<T: Pod> Buffer<T> {
 
 impl<T> Default for Buffer<T> {
     fn default() -> Buffer<T> {
-        Buffer { bytes: Vec::new(), start: 0, len: 0, values: PhantomData }
+        Buffer { pages: None, len: 0, values: PhantomData }
     }
 }
 
@@ -61,20 +55,22 @@ impl<T: Pod> Deref for Buffer<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        if self.len == 0 {
-            return &[];
+        let bytes = self.pages.as_ref().map_or(&[][..], HugePages::as_slice);
+        match self.len {
+            0 => &[],
+            len => bytemuck::cast_slice(&bytes[..len * size_of::<T>()]),
         }
-        bytemuck::cast_slice(&self.bytes[self.start..self.start + self.len * size_of::<T>()])
     }
 }
 
 impl<T: Pod> DerefMut for Buffer<T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
-        if self.len == 0 {
-            return &mut [];
+        let bytes = self.pages.as_mut().map_or(&mut [][..], HugePages::as_mut_slice);
+        match self.len {
+            0 => &mut [],
+            len => bytemuck::cast_slice_mut(&mut bytes[..len * size_of::<T>()]),
         }
-        bytemuck::cast_slice_mut(&mut self.bytes[self.start..self.start + self.len * size_of::<T>()])
     }
 }
 
@@ -87,6 +83,8 @@ impl<T> fmt::Debug for Buffer<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LINE: usize = 64;
 
     #[test]
     fn every_length_begins_at_a_line_and_is_zeros() {

@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 
 /// Alignment and granularity: the size of a huge page of x86-64.
 const HUGE_PAGE: usize = 2 << 20;
+/// Size of a small one.
+const PAGE: usize = 4096;
 
 /// Zeroed bytes that never move.
 pub(crate) struct HugePages {
@@ -32,6 +34,18 @@ impl HugePages {
         HugePages { start, len, mapping: (mapping, mapping_len) }
     }
 
+    /// The same in whole small pages, so that a short buffer does not take a huge one; aligned to a small page. It goes back to the
+    /// system at once when it is dropped, whatever was made after it.
+    pub(crate) fn of_buffer(len: usize) -> HugePages {
+        let mapping_len = len.next_multiple_of(PAGE).max(PAGE);
+        let start = map(mapping_len);
+        // As long as it surely holds one.
+        if len >= 2 * HUGE_PAGE {
+            advise(start.as_ptr(), mapping_len);
+        }
+        HugePages { start, len, mapping: (start, mapping_len) }
+    }
+
     /// The bytes.
     pub(crate) fn as_slice(&self) -> &[u8] {
         // SAFETY: `len` bytes from `start` lie in the mapping, which is zeroed and lives as long as `self`.
@@ -48,15 +62,6 @@ impl HugePages {
 impl AsRef<[u8]> for HugePages {
     fn as_ref(&self) -> &[u8] {
         self.as_slice()
-    }
-}
-
-/// Asks for huge pages for a new buffer, where it is long enough to hold some.
-pub(crate) fn advise_buffer(bytes: &mut [u8]) {
-    /// Size of the pages whose address an advice must have.
-    const PAGE: usize = 4096;
-    if bytes.len() >= 2 * HUGE_PAGE {
-        advise(bytes.as_mut_ptr().map_addr(|at| at.next_multiple_of(PAGE)), bytes.len() - PAGE);
     }
 }
 
@@ -107,7 +112,7 @@ fn unmap(start: NonNull<u8>, len: usize) {
 fn advise(_start: *mut u8, _len: usize) {}
 
 fn layout(len: usize) -> std::alloc::Layout {
-    std::alloc::Layout::from_size_align(len, 1).expect("invariant: sizes of weights fit an `isize`")
+    std::alloc::Layout::from_size_align(len, PAGE).expect("invariant: sizes of weights fit an `isize`")
 }
 
 #[cfg(test)]
@@ -120,6 +125,10 @@ mod tests {
             let mut pages = HugePages::zeroed(len);
             assert_eq!((pages.as_slice().len(), pages.as_slice().as_ptr().addr() % HUGE_PAGE), (len, 0));
             assert!(pages.as_slice().iter().all(|byte| *byte == 0));
+            pages.as_mut_slice().fill(7);
+            assert!(pages.as_slice().iter().all(|byte| *byte == 7));
+            let mut pages = HugePages::of_buffer(len);
+            assert_eq!((pages.as_slice().len(), pages.as_slice().as_ptr().addr() % PAGE), (len, 0));
             pages.as_mut_slice().fill(7);
             assert!(pages.as_slice().iter().all(|byte| *byte == 7));
         }

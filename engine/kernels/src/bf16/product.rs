@@ -19,9 +19,9 @@ pub(crate) const ROWS: usize = 256;
 /// Multiply-adds that are worth a task.
 const MIN_TASK: usize = 1 << 17;
 /// Tasks per thread where there is enough work, for balance.
-const TASKS_PER_THREAD: usize = 6;
+const TASKS_PER_THREAD: usize = 16;
 /// The same where rows are read part by part, so that each is read for many groups.
-const LONG_TASKS_PER_THREAD: usize = 2;
+const LONG_TASKS_PER_THREAD: usize = 6;
 
 /// Which way rows go through a matrix `(rows, cols)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,8 +23,7 @@ thread_local! {
 /// The keys and values that a segment sees, gathered and packed as its products need them.
 #[derive(Default)]
 struct Context {
-    k: Buffer,
-    v: Buffer,
+    k_and_v: [Buffer; 2],
     k_transposed: Panels,
     v_transposed: Panels,
     k_panels: Panels,
@@ -40,10 +39,10 @@ struct Work {
 }
 
 impl Job<'_> {
-    fn context(&self, segment: &Segment, context: &mut Context, backward: bool) -> usize {
-        let num = self.gather(segment, &mut context.k, &mut context.v);
+    fn pack(&self, segment: &Segment, context: &mut Context, backward: bool) -> usize {
         let len = self.args.head_dim;
-        let (k, v) = (View::new(&context.k, num, len), View::new(&context.v, num, len));
+        let [k, v] = self.context(segment, &mut context.k_and_v);
+        let num = k.rows;
         context.k_transposed.pack(self.table, &k.transposed(), 0..len, 0..num);
         if backward {
             context.v_transposed.pack(self.table, &v.transposed(), 0..len, 0..num);
@@ -56,7 +55,7 @@ impl Job<'_> {
 
     pub(super) fn forward_exact(&self, segment: &Segment, out: &SharedMut<'_>, log_sums: &SharedMut<'_>) {
         SCRATCH.with_borrow_mut(|(context, work)| {
-            let num = self.context(segment, context, false);
+            let num = self.pack(segment, context, false);
             work.p.fit(QUERIES * num);
             Job::blocks(segment, QUERIES)
                 .for_each(|block| self.forward_block(&block, context, &mut work.p, (out, log_sums)));
@@ -107,20 +106,20 @@ impl Job<'_> {
         unsafe { multiply(self.table, (&left, 0..left.num_tiles()), (panels, len), &out, &mut Ahead::none()) };
     }
 
-    /// Adds the gradients of keys and values to `by_place`.
+    /// Adds the gradients of keys and values to `sums`.
     pub(super) fn backward_exact(
         &self,
         segment: &Segment,
         attended: &Attended<'_>,
         d_q: &SharedMut<'_>,
-        by_place: &mut [Buffer; 2],
+        mut sums: [&mut [f32]; 2],
     ) {
         SCRATCH.with_borrow_mut(|(context, work)| {
-            let num = self.context(segment, context, true);
+            let num = self.pack(segment, context, true);
             work.p.fit(QUERIES * num);
             work.d_p.fit(QUERIES * num);
             for block in Job::blocks(segment, QUERIES) {
-                self.backward_block(&block, (context, attended), work, (d_q, by_place));
+                self.backward_block(&block, (context, attended), work, (d_q, &mut sums));
             }
         });
     }
@@ -130,7 +129,7 @@ impl Job<'_> {
         block: &Block,
         (context, attended): (&Context, &Attended<'_>),
         work: &mut Work,
-        (d_q, [d_k, d_v]): (&SharedMut<'_>, &mut [Buffer; 2]),
+        (d_q, [d_k, d_v]): (&SharedMut<'_>, &mut [&mut [f32]; 2]),
     ) {
         let (args, len, end) = (self.args, self.args.head_dim, block.end());
         let q = self.rows_of(args.q, &block.rows);

@@ -118,9 +118,9 @@ impl Block {
 const TASK_ROWS: usize = 32;
 
 thread_local! {
-    /// Gradients of keys and values by query head, of the call that a thread is at.
+    /// Gradients of keys and values `(heads, rows, head_dim)`, of the call that a thread is at.
     static BY_HEAD: RefCell<[Buffer; 2]> = RefCell::default();
-    /// Gradients of the keys and values that a segment sees.
+    /// Gradients of the keys and values that a segment with a prefix sees.
     static BY_PLACE: RefCell<[Buffer; 2]> = RefCell::default();
 }
 
@@ -174,20 +174,22 @@ impl CausalAttention<'_> {
         });
     }
 
-    /// Adds up what the query heads of each key/value head found.
+    /// Adds up what the query heads of each key/value head found: `by_head` is `(heads, rows, head_dim)`.
     fn add_heads(&self, pool: &Pool, by_head: &[f32], out: &mut [f32]) {
-        let (row_len, out_len) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let rows = out.len() / out_len;
+        let (len, out_len) = (self.head_dim, self.kv_heads * self.head_dim);
+        let (num_rows, group) = (out.len() / out_len, self.heads / self.kv_heads);
         let out = SharedMut::new(out);
-        pool.run(rows.div_ceil(TASK_ROWS), |task| {
-            let rows = task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS);
+        pool.run(num_rows.div_ceil(TASK_ROWS), |task| {
+            let rows = task * TASK_ROWS..num_rows.min((task + 1) * TASK_ROWS);
             // SAFETY: tasks have disjoint rows.
             let out = unsafe { out.part(rows.start * out_len..rows.end * out_len) };
-            let groups = by_head[rows.start * row_len..].chunks_exact(row_len / self.kv_heads);
-            for (out, group) in out.chunks_exact_mut(self.head_dim).zip(groups) {
-                let mut heads = group.chunks_exact(self.head_dim);
-                out.copy_from_slice(heads.next().expect("invariant: `check` found heads"));
-                heads.for_each(|head| out.iter_mut().zip(head).for_each(|(out, head)| *out += head));
+            for (row, out) in rows.zip(out.chunks_exact_mut(out_len)) {
+                for (kv_head, out) in out.chunks_exact_mut(len).enumerate() {
+                    let mut heads = (kv_head * group..(kv_head + 1) * group)
+                        .map(|head| &by_head[(head * num_rows + row) * len..][..len]);
+                    out.copy_from_slice(heads.next().expect("invariant: `check` found heads"));
+                    heads.for_each(|head| out.iter_mut().zip(head).for_each(|(out, head)| *out += head));
+                }
             }
         });
     }
@@ -204,46 +206,62 @@ impl Job<'_> {
     }
 
     fn backward(&self, tree: &Tree, attended: &Attended<'_>, [d_q, d_k, d_v]: [&SharedMut<'_>; 3]) {
-        let len = self.args.head_dim;
-        BY_PLACE.with_borrow_mut(|by_place| {
-            for segment in &tree.segments {
-                let places = segment.prefix.clone().chain(segment.rows.clone());
-                let num = places.clone().count();
-                for sums in by_place.iter_mut() {
-                    sums.fit(num * len).fill(0.0);
-                }
-                match self.args.bf16 {
-                    true => self.backward_rounded(segment, attended, d_q, by_place),
-                    false => self.backward_exact(segment, attended, d_q, by_place),
-                }
-                for (place, row) in places.enumerate() {
-                    for (from, to) in by_place.iter().zip([d_k, d_v]) {
-                        let from = &from[place * len..(place + 1) * len];
-                        // SAFETY: tasks have disjoint rows or heads.
-                        let to = unsafe { self.part(to, row) };
-                        if place < segment.prefix.len() {
-                            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-                        } else {
-                            // The first to write there: what sees these rows as its prefix comes later.
-                            to.copy_from_slice(from);
-                        }
-                    }
-                }
+        let (len, num_rows) = (self.args.head_dim, attended.log_sums.len() / self.args.heads);
+        for segment in &tree.segments {
+            let own = self.head * num_rows + segment.rows.start..self.head * num_rows + segment.rows.end;
+            // SAFETY: tasks have disjoint heads or rows.
+            let [own_k, own_v] =
+                unsafe { [d_k.part(own.start * len..own.end * len), d_v.part(own.start * len..own.end * len)] };
+            if segment.prefix.is_empty() {
+                self.backward_segment(segment, attended, d_q, [own_k, own_v]);
+                continue;
             }
-        });
+            BY_PLACE.with_borrow_mut(|by_place| {
+                let num = segment.prefix.len() + segment.rows.len();
+                let [by_place_k, by_place_v] = by_place.each_mut().map(|sums| sums.fit(num * len));
+                self.backward_segment(segment, attended, d_q, [by_place_k, by_place_v]);
+                let prefix = self.head * num_rows + segment.prefix.start..self.head * num_rows + segment.prefix.end;
+                for ((from, own), all) in by_place.iter().zip([own_k, own_v]).zip([d_k, d_v]) {
+                    let (of_prefix, of_own) = from.split_at(segment.prefix.len() * len);
+                    own.copy_from_slice(of_own);
+                    // SAFETY: as above; a prefix ends before its segment.
+                    let before = unsafe { all.part(prefix.start * len..prefix.end * len) };
+                    before.iter_mut().zip(of_prefix).for_each(|(sum, term)| *sum += term);
+                }
+            });
+        }
     }
 
-    /// Brings together the keys and values that a segment sees, `(places, head_dim)`; returns their number.
-    fn gather(&self, segment: &Segment, k: &mut Buffer, v: &mut Buffer) -> usize {
-        let (args, len) = (self.args, self.args.head_dim);
-        let (stride, kv_head) = (args.kv_heads * len, self.head / (args.heads / args.kv_heads));
-        let rows = || segment.prefix.clone().chain(segment.rows.clone());
-        let num = rows().count();
-        for (from, to) in [(args.k, k), (args.v, v)] {
-            let to = to.fit(num * len).chunks_exact_mut(len);
-            rows().zip(to).for_each(|(row, to)| to.copy_from_slice(&from[row * stride + kv_head * len..][..len]));
+    /// Writes gradients of the keys and values that the segment sees to `sums`.
+    fn backward_segment(
+        &self,
+        segment: &Segment,
+        attended: &Attended<'_>,
+        d_q: &SharedMut<'_>,
+        mut sums: [&mut [f32]; 2],
+    ) {
+        sums.iter_mut().for_each(|sums| sums.fill(0.0));
+        match self.args.bf16 {
+            true => self.backward_rounded(segment, attended, d_q, sums),
+            false => self.backward_exact(segment, attended, d_q, sums),
         }
-        num
+    }
+
+    /// The keys and values that a segment sees, in order; brought together in the buffers where they lie apart.
+    fn context<'b>(&'b self, segment: &Segment, buffers: &'b mut [Buffer; 2]) -> [View<'b>; 2] {
+        let (args, len) = (self.args, self.args.head_dim);
+        let (stride, first) = (args.kv_heads * len, self.head / (args.heads / args.kv_heads) * len);
+        let [k, v] = buffers;
+        [(args.k, k), (args.v, v)].map(|(from, to)| {
+            if segment.prefix.is_empty() {
+                return View::strided(&from[segment.rows.start * stride + first..], segment.rows.len(), len, stride);
+            }
+            let rows = || segment.prefix.clone().chain(segment.rows.clone());
+            let num = rows().count();
+            let places = to.fit(num * len).chunks_exact_mut(len);
+            rows().zip(places).for_each(|(row, to)| to.copy_from_slice(&from[row * stride + first..][..len]));
+            View::new(to, num, len)
+        })
     }
 
     /// Which places of its context row `row` of a segment sees.

@@ -12,8 +12,7 @@ use crate::bf16::product::{ROWS, multiply_to};
 use crate::bf16::{self, GROUP, LANES, Part, STEP};
 use crate::shared::{Place, SharedMut};
 use crate::training::squares::{Pairs, Squares};
-use crate::training::view::View;
-use crate::{Buffer, Isa};
+use crate::{Buffer, Isa, prefetch};
 
 /// Queries of one head that are computed together: the columns of a product.
 const QUERIES: usize = GROUP;
@@ -26,8 +25,7 @@ thread_local! {
 /// The keys and values that a segment sees, and what is computed from them.
 #[derive(Default)]
 struct Scratch {
-    k: Buffer,
-    v: Buffer,
+    k_and_v: [Buffer; 2],
     /// Left factors of scores and of the gradient of probabilities.
     k_rows: Squares,
     v_rows: Squares,
@@ -51,6 +49,20 @@ struct Scratch {
     panel: Buffer,
 }
 
+impl Scratch {
+    /// Takes memory for blocks that see up to `num` keys.
+    fn fit(&mut self, num: usize, head_dim: usize) {
+        let filled = num.next_multiple_of(STEP);
+        self.scores.fit(filled * QUERIES);
+        self.d_p.fit(filled * QUERIES);
+        self.p.fit(filled * LANES);
+        self.d_scores.fit(filled * LANES);
+        self.lines.fit(filled * LANES);
+        self.turned.fit(head_dim.next_multiple_of(LANES) * QUERIES);
+        self.panel.fit(LANES * QUERIES);
+    }
+}
+
 /// A left factor.
 #[derive(Clone, Copy)]
 struct Left<'a> {
@@ -62,48 +74,44 @@ struct Left<'a> {
 impl Job<'_> {
     pub(super) fn forward_rounded(&self, segment: &Segment, out: &SharedMut<'_>, log_sums: &SharedMut<'_>) {
         SCRATCH.with_borrow_mut(|scratch| {
-            self.begin(segment, scratch);
-            let v = View::new(&scratch.v, scratch.v.len() / self.args.head_dim, self.args.head_dim);
+            let [k, v] = self.context(segment, &mut scratch.k_and_v);
+            scratch.k_rows.fill(self.isa, &k, Pairs::Columns, false);
             scratch.v_turned.fill(self.isa, &v, Pairs::Rows, true);
+            let num = k.rows;
+            scratch.fit(num, self.args.head_dim);
             for block in Job::blocks(segment, QUERIES) {
                 self.forward_rounded_block(&block, scratch, (out, log_sums));
             }
         });
     }
 
-    /// Adds the gradients of keys and values to `by_place`.
+    /// Adds the gradients of keys and values to `sums`.
     pub(super) fn backward_rounded(
         &self,
         segment: &Segment,
         attended: &Attended<'_>,
         d_q: &SharedMut<'_>,
-        by_place: &mut [Buffer; 2],
+        mut sums: [&mut [f32]; 2],
     ) {
         SCRATCH.with_borrow_mut(|scratch| {
-            let num = self.begin(segment, scratch);
-            let [k, v] = [&scratch.k, &scratch.v].map(|values| View::new(values, num, self.args.head_dim));
+            let [k, v] = self.context(segment, &mut scratch.k_and_v);
+            scratch.k_rows.fill(self.isa, &k, Pairs::Columns, false);
             scratch.k_turned.fill(self.isa, &k, Pairs::Rows, true);
             scratch.v_rows.fill(self.isa, &v, Pairs::Columns, false);
+            let num = k.rows;
+            scratch.fit(num, self.args.head_dim);
             for block in Job::blocks(segment, QUERIES) {
-                self.backward_rounded_block(&block, (scratch, attended), (d_q, by_place));
+                self.backward_rounded_block(&block, (scratch, attended), (d_q, &mut sums));
             }
         });
     }
 
-    /// Gathers keys and values, and takes memory for a block; returns how many there are.
-    fn begin(&self, segment: &Segment, scratch: &mut Scratch) -> usize {
-        let len = self.args.head_dim;
-        let num = self.gather(segment, &mut scratch.k, &mut scratch.v);
-        scratch.k_rows.fill(self.isa, &View::new(&scratch.k, num, len), Pairs::Columns, false);
-        let filled = num.next_multiple_of(STEP);
-        scratch.scores.fit(filled * QUERIES);
-        scratch.d_p.fit(filled * QUERIES);
-        scratch.p.fit(filled * LANES);
-        scratch.d_scores.fit(filled * LANES);
-        scratch.lines.fit(filled * LANES);
-        scratch.turned.fit(len.next_multiple_of(LANES) * QUERIES);
-        scratch.panel.fit(LANES * QUERIES);
-        num
+    /// Asks the caches for the rows of a block that are written in the end.
+    fn expect(&self, block: &Block, out: &SharedMut<'_>) {
+        for row in block.rows.clone() {
+            // SAFETY: tasks have disjoint rows or heads.
+            prefetch::for_writing(unsafe { self.part(out, row) });
+        }
     }
 
     /// What each query of a block sees.
@@ -124,6 +132,7 @@ impl Job<'_> {
     ) {
         let (args, end) = (self.args, block.end());
         let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
+        self.expect(block, out);
         scratch.q_turned.fill(self.isa, &self.rows_of(args.q, &block.rows), Pairs::Columns, true);
         let k = Left::of(&scratch.k_rows, end);
         k.product(self.isa, scratch.q_turned.lines(0, head_pairs), Target::new(&mut scratch.scores, QUERIES));
@@ -146,10 +155,14 @@ impl Job<'_> {
         &self,
         block: &Block,
         (scratch, attended): (&mut Scratch, &Attended<'_>),
-        (d_q, [d_k, d_v]): (&SharedMut<'_>, &mut [Buffer; 2]),
+        (d_q, [d_k, d_v]): (&SharedMut<'_>, &mut [&mut [f32]; 2]),
     ) {
         let (args, isa, len, end) = (self.args, self.isa, self.args.head_dim, block.end());
         let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
+        self.expect(block, d_q);
+        for row in block.rows.clone() {
+            prefetch::for_reading(&attended.out[self.place(row)..][..len]);
+        }
         let (q, d_out) = (self.rows_of(args.q, &block.rows), self.rows_of(attended.d_out, &block.rows));
         scratch.q_turned.fill(isa, &q, Pairs::Columns, true);
         scratch.d_out_turned.fill(isa, &d_out, Pairs::Columns, true);
@@ -201,16 +214,22 @@ impl Job<'_> {
         for (index, columns) in turned.chunks_exact(LANES * QUERIES).enumerate() {
             // SAFETY: `Kernels` chose the table among those that this processor can run.
             unsafe { (self.table.transpose)(columns, QUERIES, QUERIES, panel) };
-            for ((row, line), factor) in block.rows.clone().zip(panel.as_chunks::<LANES>().0).zip(factors) {
+            for ((row, line), &factor) in block.rows.clone().zip(panel.as_chunks::<LANES>().0).zip(factors) {
                 // SAFETY: tasks have disjoint rows or heads.
                 let out = &mut unsafe { self.part(out, row) }[index * LANES..];
+                // A number of elements that is known makes it one vector.
                 match out.first_chunk_mut::<LANES>() {
-                    Some(out) => out.iter_mut().zip(line).for_each(|(out, value)| *out = value * factor),
-                    None => out.iter_mut().zip(line).for_each(|(out, value)| *out = value * factor),
+                    Some(out) => multiply_by(factor, line, out),
+                    None => multiply_by(factor, line, out),
                 }
             }
         }
     }
+}
+
+#[inline(always)]
+fn multiply_by(factor: f32, values: &[f32], out: &mut [f32]) {
+    out.iter_mut().zip(values).for_each(|(out, value)| *out = value * factor);
 }
 
 /// Where the sums of a product go: rows of some columns.
