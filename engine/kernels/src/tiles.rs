@@ -31,17 +31,41 @@ struct TileConfig {
     rows: [u8; 16],
 }
 
+impl TileConfig {
+    /// The first tile registers, at most eight.
+    const fn of(shapes: &[Shape]) -> TileConfig {
+        let mut config =
+            TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+        assert!(shapes.len() <= 8, "too many tile registers");
+        let mut index = 0;
+        while index < shapes.len() {
+            let Shape { rows, bytes_per_row } = shapes[index];
+            assert!(rows <= ROWS && bytes_per_row <= LINE, "shape of a tile register");
+            (config.rows[index], config.bytes_per_row[index]) = (rows as u8, bytes_per_row as u16);
+            index += 1;
+        }
+        config
+    }
+
+    /// Only for code that runs where the system lets the process use tile registers.
+    #[inline]
+    fn load(&self) {
+        // SAFETY: code for AMX is chosen only where the system lets this process use tile registers; the configuration is valid.
+        unsafe { asm!("ldtilecfg [{config}]", config = in(reg) &raw const *self, options(nostack, readonly)) };
+    }
+}
+
 /// Configures the first tile registers of this thread, at most eight. Only for code that runs where the system lets the process use
 /// them.
 pub(crate) fn configure(shapes: &[Shape]) {
-    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
-    assert!(shapes.len() <= 8, "{} tile registers", shapes.len());
-    assert!(shapes.iter().all(|shape| shape.rows <= ROWS && shape.bytes_per_row <= LINE), "shapes of tile registers");
-    for (index, shape) in shapes.iter().enumerate() {
-        (config.rows[index], config.bytes_per_row[index]) = (shape.rows as u8, shape.bytes_per_row as u16);
-    }
-    // SAFETY: code for AMX is chosen only where the system lets this process use tile registers; the configuration is valid.
-    unsafe { asm!("ldtilecfg [{config}]", config = in(reg) &raw const config, options(nostack, readonly)) };
+    TileConfig::of(shapes).load();
+}
+
+/// Configures the first four tile registers of this thread to be whole, as [`configure`].
+#[inline]
+pub(crate) fn configure_whole() {
+    static WHOLE: TileConfig = TileConfig::of(&[Shape { rows: ROWS, bytes_per_row: LINE }; 4]);
+    WHOLE.load();
 }
 
 /// Gives the tile registers up, so that a switch of threads need not save them.

@@ -16,7 +16,7 @@ use super::{CHUNK, HALF, Job, Scores};
 use crate::Buffer;
 use crate::bf16::{interleaved, rounded};
 use crate::elementwise::avx512::exp_or_zero;
-use crate::tiles::{self, LINE, ROWS, Shape};
+use crate::tiles::{self, LINE, ROWS};
 
 /// Most vectors of a block: their sums, scores and weights (42 KiB for a head of 64) stay in a second-level cache.
 pub(crate) const VECTORS: usize = 96;
@@ -173,8 +173,7 @@ impl Room {
                 Float::F16 => self.round_chunk::<{ Float::F16 as usize }>(chunk),
                 Float::Bf16 => self.round_chunk::<{ Float::Bf16 as usize }>(chunk),
             }
-            let whole = Shape { rows: ROWS, bytes_per_row: LINE };
-            tiles::configure(&[whole; 4]);
+            tiles::configure_whole();
             self.score();
             self.weigh(scale);
             self.add();

@@ -12,7 +12,7 @@ use super::product::ROWS as ROWS_MAX;
 use super::{GROUP, LANES, Part, STEP};
 use crate::ahead::Lines;
 use crate::shared::Place;
-use crate::tiles::{self, LINE, ROWS, Shape};
+use crate::tiles::{LINE, ROWS};
 
 /// Pairs of a row of a tile register.
 const PAIRS: usize = STEP / 2;
@@ -31,8 +31,6 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
     let mut sums = Sums(MaybeUninit::uninit());
     let sums = Place { start: sums.0.as_mut_ptr().cast(), stride: GROUP, add: true };
     let mut next = Next::of(part);
-    let whole = Shape { rows: ROWS, bytes_per_row: LINE };
-    tiles::configure(&[whole; 4]);
     // Equal chunks.
     let step = part.pairs.div_ceil(part.pairs.div_ceil(CHUNK_PAIRS)).next_multiple_of(PAIRS);
     for first in (0..part.pairs).step_by(step) {
@@ -42,7 +40,6 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
             unsafe { block(part, (row, pairs.clone()), (place.at_row(row), sums.at_row(row)), &mut next) };
         }
     }
-    tiles::release();
 }
 
 /// Weights that are multiplied next: with each square as many lines are asked for as it takes to have asked for all in the end.

@@ -183,6 +183,19 @@ pub(crate) struct Part<'a> {
     pub(crate) next: Ahead,
 }
 
+/// Runs what computes parts, with the tile registers configured where the instruction set has them: that takes as long as a small part.
+pub(crate) fn with_tiles<R>(isa: Isa, run: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        crate::tiles::configure_whole();
+        let result = run();
+        crate::tiles::release();
+        return result;
+    }
+    let _ = isa;
+    run()
+}
+
 impl Part<'_> {
     /// Where a row's pairs of its first square begin; those of the next are [`SQUARE`] later.
     #[inline(always)]
@@ -211,7 +224,8 @@ fn next_pair(pair: usize) -> usize {
 /// Computes a part.
 ///
 /// # Safety
-/// The processor has the instruction set; the place has [`GROUP`] floats for each row of the part, which nobody else uses.
+/// The processor has the instruction set, and runs within [`with_tiles`]; the place has [`GROUP`] floats for each row of the part, which
+/// nobody else uses.
 pub(crate) type Multiply = unsafe fn(&Part<'_>, Place);
 
 /// The function of an instruction set that is available.

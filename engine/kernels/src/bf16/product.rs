@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::round::{self, Rounded};
 use super::turn::turn;
-use super::{Bf16Matrix, GROUP, LANES, Multiply, Part, multiply, num_pairs};
+use super::{Bf16Matrix, GROUP, LANES, Multiply, Part, multiply, num_pairs, with_tiles};
 use crate::ahead::Ahead;
 use crate::shared::{Place, SharedMut};
 use crate::source::Source;
@@ -143,9 +143,11 @@ impl Product<'_> {
             let next = index + pool.num_threads();
             let next = (next < num_tasks).then(|| task_of(next)).and_then(|task| task.parts(num_pairs).next());
             let mut parts = task.parts(num_pairs).peekable();
-            while let Some(part) = parts.next() {
-                self.part(part, parts.peek().cloned().or(next.clone()));
-            }
+            with_tiles(self.isa, || {
+                while let Some(part) = parts.next() {
+                    self.part(part, parts.peek().cloned().or(next.clone()));
+                }
+            });
         });
     }
 

@@ -11,7 +11,7 @@ use super::widen::{BLOCK_PAIRS, widen};
 use super::{PackedMatrix, PackedProduct};
 use crate::ahead::Ahead;
 use crate::bf16::product::{PAIRS, ROWS, multiply_to};
-use crate::bf16::{GROUP, LANES, Multiply, Part, Rounded, multiply, num_pairs};
+use crate::bf16::{GROUP, LANES, Multiply, Part, Rounded, multiply, num_pairs, with_tiles};
 use crate::shared::{Place, SharedMut};
 use crate::table::Table;
 use crate::{Buffer, Isa, Pool};
@@ -68,11 +68,13 @@ pub(crate) fn run_rounded(
     let task_groups = MIN_TASK.div_ceil((GROUP * x.cols() * x.rows()).max(1));
     pool.run(num_groups.div_ceil(task_groups), |task| {
         LINES.with_borrow_mut(|lines| {
-            for group in task * task_groups..num_groups.min((task + 1) * task_groups) {
-                let product = products.iter().flatten().find(|product| product.groups.contains(&group));
-                let product = product.expect("invariant: every group is one of a product");
-                run.group(product, group - product.groups.start, lines);
-            }
+            with_tiles(isa, || {
+                for group in task * task_groups..num_groups.min((task + 1) * task_groups) {
+                    let product = products.iter().flatten().find(|product| product.groups.contains(&group));
+                    let product = product.expect("invariant: every group is one of a product");
+                    run.group(product, group - product.groups.start, lines);
+                }
+            });
         });
     });
 }

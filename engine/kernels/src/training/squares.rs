@@ -47,7 +47,14 @@ impl Squares {
             #[cfg(target_arch = "x86_64")]
             if bf16::has_rounding(isa) {
                 // SAFETY: the instruction set has instructions for bf16, and is available.
-                unsafe { fill_avx512(view, pairs, at, turned, square) };
+                unsafe {
+                    match (pairs, turned) {
+                        (Pairs::Columns, false) => fill_avx512::<true, false>(view, at, square),
+                        (Pairs::Columns, true) => fill_avx512::<true, true>(view, at, square),
+                        (Pairs::Rows, false) => fill_avx512::<false, false>(view, at, square),
+                        (Pairs::Rows, true) => fill_avx512::<false, true>(view, at, square),
+                    }
+                }
                 continue;
             }
             let _ = isa;
@@ -63,6 +70,45 @@ impl Squares {
     /// Thirty-two columns of a right factor, for the first `pairs` of the depth, whole squares.
     pub(super) fn lines(&self, group: usize, pairs: usize) -> [&[u32]; 2] {
         [2 * group, 2 * group + 1].map(|block| &self.pairs[block * self.block_len..][..pairs * LANES])
+    }
+}
+
+/// Turns sixteen rows of thirty-two columns round, each column times its factor.
+///
+/// **Shapes**: `columns` `(16, 32)`, `out` `(32, 16)`.
+pub(super) fn turn_columns(isa: Isa, columns: &[f32], factors: &[f32; GROUP], out: &mut [[f32; LANES]]) {
+    assert!(columns.len() == LANES * GROUP && out.len() == GROUP, "sixteen rows of thirty-two columns");
+    #[cfg(target_arch = "x86_64")]
+    if matches!(isa, Isa::Avx512 | Isa::Amx) {
+        // SAFETY: the instruction set is available.
+        return unsafe { turn_columns_avx512(columns, factors, out) };
+    }
+    let _ = isa;
+    for (col, (out, factor)) in out.iter_mut().zip(factors).enumerate() {
+        for (row, out) in out.iter_mut().enumerate() {
+            *out = columns[row * GROUP + col] * factor;
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn turn_columns_avx512(columns: &[f32], factors: &[f32; GROUP], out: &mut [[f32; LANES]]) {
+    for (first, out) in [0, LANES].into_iter().zip(out.chunks_exact_mut(LANES)) {
+        // SAFETY: half a row, and half the factors, are a vector.
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        let factors = unsafe { _mm512_loadu_ps(factors[first..first + LANES].as_ptr()) };
+        for (row, columns) in rows.iter_mut().zip(columns.as_chunks::<GROUP>().0) {
+            // SAFETY: as above.
+            let columns = unsafe { _mm512_loadu_ps(columns[first..first + LANES].as_ptr()) };
+            *row = _mm512_castps_si512(_mm512_mul_ps(columns, factors));
+        }
+        for (row, out) in transposed(rows).into_iter().zip(out) {
+            // SAFETY: sixteen floats are a vector.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_castsi512_ps(row)) };
+        }
     }
 }
 
@@ -86,40 +132,43 @@ fn fill_scalar(view: &View<'_>, pairs: Pairs, at: (usize, usize), turned: bool, 
 /// The processor has AVX512-BF16.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
-unsafe fn fill_avx512(view: &View<'_>, pairs: Pairs, at: (usize, usize), turned: bool, out: &mut [u32; SQUARE]) {
-    let (row, col, rows, cols) = match pairs {
-        Pairs::Columns => (at.0 * LANES, at.1 * STEP, LANES, STEP),
-        Pairs::Rows => (at.1 * STEP, at.0 * LANES, STEP, LANES),
+unsafe fn fill_avx512<const COLUMNS: bool, const TURNED: bool>(
+    view: &View<'_>,
+    at: (usize, usize),
+    out: &mut [u32; SQUARE],
+) {
+    let (row, col, rows, cols) = match COLUMNS {
+        true => (at.0 * LANES, at.1 * STEP, LANES, STEP),
+        false => (at.1 * STEP, at.0 * LANES, STEP, LANES),
     };
     let whole = row + rows <= view.rows && col + cols <= view.cols;
     let mut lines = [_mm512_setzero_si512(); LANES];
     if whole {
         let from = &view.from(row, col)[..(rows - 1) * view.row_stride + cols];
-        // SAFETY: the rows and columns of the square lie in the slice.
-        let load = |row: usize, col: usize| unsafe { _mm512_loadu_ps(from.as_ptr().add(row * view.row_stride + col)) };
-        fill_lines(pairs, &mut lines, load);
+        let (mut start, stride) = (from.as_ptr(), view.row_stride);
+        for line in &mut lines {
+            // SAFETY: the rows and columns of the square lie in the slice.
+            unsafe {
+                let first = _mm512_loadu_ps(start);
+                *line = match COLUMNS {
+                    true => bf16::rounded(first, _mm512_loadu_ps(start.add(LANES))),
+                    false => bf16::interleaved(first, _mm512_loadu_ps(start.add(stride))),
+                };
+            }
+            start = start.wrapping_add(if COLUMNS { stride } else { 2 * stride });
+        }
     } else {
-        fill_lines(pairs, &mut lines, |row_of, col_of| floats(view, row + row_of, col + col_of));
+        for (i, line) in lines.iter_mut().enumerate() {
+            *line = match COLUMNS {
+                true => bf16::rounded(floats(view, row + i, col), floats(view, row + i, col + LANES)),
+                false => bf16::interleaved(floats(view, row + 2 * i, col), floats(view, row + 2 * i + 1, col)),
+            };
+        }
     }
-    if turned {
-        lines = transposed(lines);
-    }
+    let lines = if TURNED { transposed(lines) } else { lines };
     for (line, out) in lines.into_iter().zip(out.as_chunks_mut::<LANES>().0) {
         // SAFETY: sixteen pairs are a vector.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), line) };
-    }
-}
-
-/// Rounds the lines of a square; `load` gives sixteen floats from a row and column of the square on.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-#[inline]
-fn fill_lines(pairs: Pairs, lines: &mut [__m512i; LANES], load: impl Fn(usize, usize) -> __m512) {
-    for (i, line) in lines.iter_mut().enumerate() {
-        *line = match pairs {
-            Pairs::Columns => bf16::rounded(load(i, 0), load(i, LANES)),
-            Pairs::Rows => bf16::interleaved(load(2 * i, 0), load(2 * i + 1, 0)),
-        };
     }
 }
 
@@ -142,26 +191,29 @@ fn floats(view: &View<'_>, row: usize, col: usize) -> __m512 {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
-    let twos: [__m512i; LANES] = std::array::from_fn(|i| match i % 2 {
-        0 => _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
-        _ => _mm512_unpackhi_epi32(rows[i - 1], rows[i]),
-    });
-    let fours: [__m512i; LANES] = std::array::from_fn(|i| match i % 4 {
-        0 => _mm512_unpacklo_epi64(twos[i], twos[i + 2]),
-        1 => _mm512_unpackhi_epi64(twos[i - 1], twos[i + 1]),
-        2 => _mm512_unpacklo_epi64(twos[i - 1], twos[i + 1]),
-        _ => _mm512_unpackhi_epi64(twos[i - 2], twos[i]),
-    });
+    let mut twos = rows;
+    for i in (0..LANES).step_by(2) {
+        twos[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        twos[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    let mut fours = twos;
+    for i in (0..LANES).step_by(4) {
+        fours[i] = _mm512_unpacklo_epi64(twos[i], twos[i + 2]);
+        fours[i + 1] = _mm512_unpackhi_epi64(twos[i], twos[i + 2]);
+        fours[i + 2] = _mm512_unpacklo_epi64(twos[i + 1], twos[i + 3]);
+        fours[i + 3] = _mm512_unpackhi_epi64(twos[i + 1], twos[i + 3]);
+    }
     // Of each four rows column `c` of every quarter; quarter `q` of them is column `4 q + c`.
     let mut columns = rows;
     for c in 0..4 {
-        let [first, second] = [0, 8].map(|i| (fours[i + c], fours[i + 4 + c]));
-        let even = [first, second].map(|(a, b)| _mm512_shuffle_i32x4::<0x88>(a, b));
-        let odd = [first, second].map(|(a, b)| _mm512_shuffle_i32x4::<0xDD>(a, b));
-        columns[c] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
-        columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
-        columns[8 + c] = _mm512_shuffle_i32x4::<0xDD>(even[0], even[1]);
-        columns[12 + c] = _mm512_shuffle_i32x4::<0xDD>(odd[0], odd[1]);
+        let even = _mm512_shuffle_i32x4::<0x88>(fours[c], fours[4 + c]);
+        let odd = _mm512_shuffle_i32x4::<0xDD>(fours[c], fours[4 + c]);
+        let even_below = _mm512_shuffle_i32x4::<0x88>(fours[8 + c], fours[12 + c]);
+        let odd_below = _mm512_shuffle_i32x4::<0xDD>(fours[8 + c], fours[12 + c]);
+        columns[c] = _mm512_shuffle_i32x4::<0x88>(even, even_below);
+        columns[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd, odd_below);
+        columns[8 + c] = _mm512_shuffle_i32x4::<0xDD>(even, even_below);
+        columns[12 + c] = _mm512_shuffle_i32x4::<0xDD>(odd, odd_below);
     }
     columns
 }
@@ -170,6 +222,21 @@ fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
 mod tests {
     use super::*;
     use crate::samples::{Random, available_isas};
+
+    #[test]
+    fn columns_are_turned_round_and_multiplied() {
+        let mut random = Random(43);
+        let (columns, factors) = (random.floats(LANES * GROUP), random.floats(GROUP).try_into().unwrap());
+        for isa in available_isas() {
+            let mut out = [[f32::NAN; LANES]; GROUP];
+            turn_columns(isa, &columns, &factors, &mut out);
+            for (col, out) in out.iter().enumerate() {
+                for (row, &out) in out.iter().enumerate() {
+                    assert_eq!(out, columns[row * GROUP + col] * factors[col], "{isa}, row {row}, column {col}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn squares_are_those_of_the_matrix_on_every_instruction_set() {

@@ -41,7 +41,8 @@ struct Work {
 impl Job<'_> {
     fn pack(&self, segment: &Segment, context: &mut Context, backward: bool) -> usize {
         let len = self.args.head_dim;
-        let [k, v] = self.context(segment, &mut context.k_and_v);
+        let (args, at, [k, v]) = (self.args, (segment, self.kv_head()), &mut context.k_and_v);
+        let (k, v) = (args.places(args.k, at, k), args.places(args.v, at, v));
         let num = k.rows;
         context.k_transposed.pack(self.table, &k.transposed(), 0..len, 0..num);
         if backward {

@@ -18,6 +18,7 @@ mod softmax;
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::squares::Squares;
 use super::table::TrainingTable;
 use super::view::View;
 use crate::shared::SharedMut;
@@ -96,6 +97,10 @@ struct Job<'a> {
     isa: Isa,
     table: &'static TrainingTable,
     head: usize,
+    /// Number of the tree's first segment.
+    first_segment: usize,
+    /// Of all segments, where the products are in bf16.
+    contexts: &'a [Squares],
 }
 
 /// Some queries of one head.
@@ -144,10 +149,12 @@ impl CausalAttention<'_> {
         }
     }
 
-    fn jobs(&self, isa: Isa, pool: &Pool, run: impl Fn(&Job<'_>, &Tree) + Sync) {
+    fn jobs(&self, (isa, pool): (Isa, &Pool), contexts: &[Squares], run: impl Fn(&Job<'_>, &Tree) + Sync) {
+        let table = TrainingTable::of(isa);
         pool.run(self.trees.len() * self.heads, |task| {
-            let job = Job { args: self, isa, table: TrainingTable::of(isa), head: task % self.heads };
-            run(&job, &self.trees[task / self.heads]);
+            let (tree, head) = (task / self.heads, task % self.heads);
+            let first_segment = self.trees[..tree].iter().map(|tree| tree.segments.len()).sum();
+            run(&Job { args: self, isa, table, head, first_segment, contexts }, &self.trees[tree]);
         });
     }
 
@@ -156,7 +163,9 @@ impl CausalAttention<'_> {
         self.check(rows);
         assert!(out.len() == self.q.len() && log_sums.len() == rows * self.heads, "outputs of {rows} rows");
         let (out, log_sums) = (SharedMut::new(out), SharedMut::new(log_sums));
-        self.jobs(isa, pool, |job, tree| job.forward(tree, &out, &log_sums));
+        self.with_contexts((isa, pool), &rounded::FORWARD, |contexts| {
+            self.jobs((isa, pool), contexts, |job, tree| job.forward(tree, &out, &log_sums));
+        });
     }
 
     pub(super) fn backward(&self, isa: Isa, pool: &Pool, attended: &Attended<'_>, [d_q, d_k, d_v]: [&mut [f32]; 3]) {
@@ -168,10 +177,25 @@ impl CausalAttention<'_> {
         BY_HEAD.with_borrow_mut(|by_head| {
             let [by_head_k, by_head_v] = by_head.each_mut().map(|values| values.fit(self.q.len()));
             let gradients = [&d_q, &SharedMut::new(by_head_k), &SharedMut::new(by_head_v)];
-            self.jobs(isa, pool, |job, tree| job.backward(tree, attended, gradients));
+            self.with_contexts((isa, pool), &rounded::BACKWARD, |contexts| {
+                self.jobs((isa, pool), contexts, |job, tree| job.backward(tree, attended, gradients));
+            });
             self.add_heads(pool, by_head_k, d_k);
             self.add_heads(pool, by_head_v, d_v);
         });
+    }
+
+    /// The rows of keys or values that a segment sees, in order; brought together in the buffer where they lie apart.
+    fn places<'a>(&self, from: &'a [f32], (segment, kv_head): (&Segment, usize), to: &'a mut Buffer) -> View<'a> {
+        let (len, stride, first) = (self.head_dim, self.kv_heads * self.head_dim, kv_head * self.head_dim);
+        if segment.prefix.is_empty() {
+            return View::strided(&from[segment.rows.start * stride + first..], segment.rows.len(), len, stride);
+        }
+        let rows = || segment.prefix.clone().chain(segment.rows.clone());
+        let num = rows().count();
+        let places = to.fit(num * len).chunks_exact_mut(len);
+        rows().zip(places).for_each(|(row, to)| to.copy_from_slice(&from[row * stride + first..][..len]));
+        View::new(to, num, len)
     }
 
     /// Adds up what the query heads of each key/value head found: `by_head` is `(heads, rows, head_dim)`.
@@ -197,9 +221,9 @@ impl CausalAttention<'_> {
 
 impl Job<'_> {
     fn forward(&self, tree: &Tree, out: &SharedMut<'_>, log_sums: &SharedMut<'_>) {
-        for segment in &tree.segments {
+        for (index, segment) in tree.segments.iter().enumerate() {
             match self.args.bf16 {
-                true => self.forward_rounded(segment, out, log_sums),
+                true => self.forward_rounded((index, segment), out, log_sums),
                 false => self.forward_exact(segment, out, log_sums),
             }
         }
@@ -207,19 +231,19 @@ impl Job<'_> {
 
     fn backward(&self, tree: &Tree, attended: &Attended<'_>, [d_q, d_k, d_v]: [&SharedMut<'_>; 3]) {
         let (len, num_rows) = (self.args.head_dim, attended.log_sums.len() / self.args.heads);
-        for segment in &tree.segments {
+        for (index, segment) in tree.segments.iter().enumerate() {
             let own = self.head * num_rows + segment.rows.start..self.head * num_rows + segment.rows.end;
             // SAFETY: tasks have disjoint heads or rows.
             let [own_k, own_v] =
                 unsafe { [d_k.part(own.start * len..own.end * len), d_v.part(own.start * len..own.end * len)] };
             if segment.prefix.is_empty() {
-                self.backward_segment(segment, attended, d_q, [own_k, own_v]);
+                self.backward_segment((index, segment), attended, d_q, [own_k, own_v]);
                 continue;
             }
             BY_PLACE.with_borrow_mut(|by_place| {
                 let num = segment.prefix.len() + segment.rows.len();
                 let [by_place_k, by_place_v] = by_place.each_mut().map(|sums| sums.fit(num * len));
-                self.backward_segment(segment, attended, d_q, [by_place_k, by_place_v]);
+                self.backward_segment((index, segment), attended, d_q, [by_place_k, by_place_v]);
                 let prefix = self.head * num_rows + segment.prefix.start..self.head * num_rows + segment.prefix.end;
                 for ((from, own), all) in by_place.iter().zip([own_k, own_v]).zip([d_k, d_v]) {
                     let (of_prefix, of_own) = from.split_at(segment.prefix.len() * len);
@@ -235,33 +259,21 @@ impl Job<'_> {
     /// Writes gradients of the keys and values that the segment sees to `sums`.
     fn backward_segment(
         &self,
-        segment: &Segment,
+        (index, segment): (usize, &Segment),
         attended: &Attended<'_>,
         d_q: &SharedMut<'_>,
         mut sums: [&mut [f32]; 2],
     ) {
         sums.iter_mut().for_each(|sums| sums.fill(0.0));
         match self.args.bf16 {
-            true => self.backward_rounded(segment, attended, d_q, sums),
+            true => self.backward_rounded((index, segment), attended, d_q, sums),
             false => self.backward_exact(segment, attended, d_q, sums),
         }
     }
 
-    /// The keys and values that a segment sees, in order; brought together in the buffers where they lie apart.
-    fn context<'b>(&'b self, segment: &Segment, buffers: &'b mut [Buffer; 2]) -> [View<'b>; 2] {
-        let (args, len) = (self.args, self.args.head_dim);
-        let (stride, first) = (args.kv_heads * len, self.head / (args.heads / args.kv_heads) * len);
-        let [k, v] = buffers;
-        [(args.k, k), (args.v, v)].map(|(from, to)| {
-            if segment.prefix.is_empty() {
-                return View::strided(&from[segment.rows.start * stride + first..], segment.rows.len(), len, stride);
-            }
-            let rows = || segment.prefix.clone().chain(segment.rows.clone());
-            let num = rows().count();
-            let places = to.fit(num * len).chunks_exact_mut(len);
-            rows().zip(places).for_each(|(row, to)| to.copy_from_slice(&from[row * stride + first..][..len]));
-            View::new(to, num, len)
-        })
+    /// The head of keys and values that the job's head reads.
+    fn kv_head(&self) -> usize {
+        self.head / (self.args.heads / self.args.kv_heads)
     }
 
     /// Which places of its context row `row` of a segment sees.

@@ -6,32 +6,78 @@
 use std::cell::RefCell;
 
 use super::softmax::{self, Factors, Known, Queries, Seen};
-use super::{Attended, Block, Job, Segment};
+use super::{Attended, Block, CausalAttention, Job, Segment};
 use crate::ahead::Ahead;
 use crate::bf16::product::{ROWS, multiply_to};
 use crate::bf16::{self, GROUP, LANES, Part, STEP};
 use crate::shared::{Place, SharedMut};
-use crate::training::squares::{Pairs, Squares};
-use crate::{Buffer, Isa, prefetch};
+use crate::training::squares::{Pairs, Squares, turn_columns};
+use crate::{Buffer, Isa, Pool, prefetch};
 
 /// Queries of one head that are computed together: the columns of a product.
 const QUERIES: usize = GROUP;
 
+/// One way in which keys or values go into products.
+pub(super) struct Form {
+    of_values: bool,
+    pairs: Pairs,
+    turned: bool,
+}
+
+/// Left factors of scores, and of outputs.
+pub(super) const FORWARD: [Form; 2] = [
+    Form { of_values: false, pairs: Pairs::Columns, turned: false },
+    Form { of_values: true, pairs: Pairs::Rows, turned: true },
+];
+/// Left factors of scores, of gradients of probabilities, and of gradients of queries.
+pub(super) const BACKWARD: [Form; 3] = [
+    Form { of_values: false, pairs: Pairs::Columns, turned: false },
+    Form { of_values: true, pairs: Pairs::Columns, turned: false },
+    Form { of_values: false, pairs: Pairs::Rows, turned: true },
+];
+
 thread_local! {
+    /// Of the call that a thread is at: by segment, head of keys, and form.
+    static CONTEXTS: RefCell<Vec<Squares>> = RefCell::default();
+    /// Keys or values of the task that a thread is at.
+    static PLACES: RefCell<Buffer> = RefCell::default();
     /// Buffers of the task that a thread is at.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// The keys and values that a segment sees, and what is computed from them.
+impl CausalAttention<'_> {
+    /// Rounds what each segment sees, once for all query heads that read it; nothing where attention is exact.
+    pub(super) fn with_contexts<const N: usize>(
+        &self,
+        (isa, pool): (Isa, &Pool),
+        forms: &[Form; N],
+        run: impl FnOnce(&[Squares]),
+    ) {
+        if !self.bf16 {
+            return run(&[]);
+        }
+        let segments: Vec<&Segment> = self.trees.iter().flat_map(|tree| &tree.segments).collect();
+        let num = segments.len() * self.kv_heads * N;
+        CONTEXTS.with_borrow_mut(|contexts| {
+            contexts.resize_with(num.max(contexts.len()), Squares::default);
+            let shared = SharedMut::new(&mut contexts[..num]);
+            pool.run(num, |task| {
+                let (context, Form { of_values, pairs, turned }) = (task / N, &forms[task % N]);
+                let at = (segments[context / self.kv_heads], context % self.kv_heads);
+                PLACES.with_borrow_mut(|places| {
+                    let view = self.places(if *of_values { self.v } else { self.k }, at, places);
+                    // SAFETY: tasks have disjoint squares.
+                    unsafe { &mut shared.part(task..task + 1)[0] }.fill(isa, &view, *pairs, *turned);
+                });
+            });
+            run(&contexts[..num]);
+        });
+    }
+}
+
+/// What is computed of a block.
 #[derive(Default)]
 struct Scratch {
-    k_and_v: [Buffer; 2],
-    /// Left factors of scores and of the gradient of probabilities.
-    k_rows: Squares,
-    v_rows: Squares,
-    /// Left factors of outputs and of the gradient of queries.
-    k_turned: Squares,
-    v_turned: Squares,
     /// Right factors: queries and gradients of outputs.
     q_turned: Squares,
     d_out_turned: Squares,
@@ -44,22 +90,20 @@ struct Scratch {
     p: Buffer<u32>,
     d_scores: Buffer<u32>,
     lines: Buffer<u32>,
-    /// Outputs or gradients of queries `(head_dim, QUERIES)`, and sixteen columns of them turned round.
+    /// Outputs or gradients of queries `(head_dim, QUERIES)`.
     turned: Buffer,
-    panel: Buffer,
 }
 
 impl Scratch {
-    /// Takes memory for blocks that see up to `num` keys.
-    fn fit(&mut self, num: usize, head_dim: usize) {
-        let filled = num.next_multiple_of(STEP);
+    /// Takes memory for the blocks of a segment.
+    fn fit(&mut self, segment: &Segment, head_dim: usize) {
+        let filled = (segment.prefix.len() + segment.rows.len()).next_multiple_of(STEP);
         self.scores.fit(filled * QUERIES);
         self.d_p.fit(filled * QUERIES);
         self.p.fit(filled * LANES);
         self.d_scores.fit(filled * LANES);
         self.lines.fit(filled * LANES);
         self.turned.fit(head_dim.next_multiple_of(LANES) * QUERIES);
-        self.panel.fit(LANES * QUERIES);
     }
 }
 
@@ -72,38 +116,44 @@ struct Left<'a> {
 }
 
 impl Job<'_> {
-    pub(super) fn forward_rounded(&self, segment: &Segment, out: &SharedMut<'_>, log_sums: &SharedMut<'_>) {
+    pub(super) fn forward_rounded(
+        &self,
+        (index, segment): (usize, &Segment),
+        out: &SharedMut<'_>,
+        log_sums: &SharedMut<'_>,
+    ) {
         SCRATCH.with_borrow_mut(|scratch| {
-            let [k, v] = self.context(segment, &mut scratch.k_and_v);
-            scratch.k_rows.fill(self.isa, &k, Pairs::Columns, false);
-            scratch.v_turned.fill(self.isa, &v, Pairs::Rows, true);
-            let num = k.rows;
-            scratch.fit(num, self.args.head_dim);
-            for block in Job::blocks(segment, QUERIES) {
-                self.forward_rounded_block(&block, scratch, (out, log_sums));
-            }
+            scratch.fit(segment, self.args.head_dim);
+            bf16::with_tiles(self.isa, || {
+                for block in Job::blocks(segment, QUERIES) {
+                    self.forward_rounded_block(&block, self.context(index), (scratch, out, log_sums));
+                }
+            });
         });
     }
 
     /// Adds the gradients of keys and values to `sums`.
     pub(super) fn backward_rounded(
         &self,
-        segment: &Segment,
+        (index, segment): (usize, &Segment),
         attended: &Attended<'_>,
         d_q: &SharedMut<'_>,
         mut sums: [&mut [f32]; 2],
     ) {
         SCRATCH.with_borrow_mut(|scratch| {
-            let [k, v] = self.context(segment, &mut scratch.k_and_v);
-            scratch.k_rows.fill(self.isa, &k, Pairs::Columns, false);
-            scratch.k_turned.fill(self.isa, &k, Pairs::Rows, true);
-            scratch.v_rows.fill(self.isa, &v, Pairs::Columns, false);
-            let num = k.rows;
-            scratch.fit(num, self.args.head_dim);
-            for block in Job::blocks(segment, QUERIES) {
-                self.backward_rounded_block(&block, (scratch, attended), (d_q, &mut sums));
-            }
+            scratch.fit(segment, self.args.head_dim);
+            bf16::with_tiles(self.isa, || {
+                for block in Job::blocks(segment, QUERIES) {
+                    self.backward_rounded_block(&block, (self.context(index), attended), (scratch, d_q, &mut sums));
+                }
+            });
         });
+    }
+
+    /// What a segment of the tree sees, in each form.
+    fn context<const N: usize>(&self, index: usize) -> &[Squares; N] {
+        let context = (self.first_segment + index) * self.args.kv_heads + self.kv_head();
+        &self.contexts.as_chunks().0[context]
     }
 
     /// Asks the caches for the rows of a block that are written in the end.
@@ -117,8 +167,9 @@ impl Job<'_> {
     /// What each query of a block sees.
     fn seen(&self, block: &Block) -> Seen {
         let mut seen = Seen { starts: [0; QUERIES], ends: [0; QUERIES] };
-        for i in 0..block.rows.len() {
-            let visible = self.visible(block.prefix, block.first + i);
+        for i in 0..QUERIES {
+            // What fills up the block sees what the last row sees, and its zeros add nothing.
+            let visible = self.visible(block.prefix, block.first + i.min(block.rows.len() - 1));
             (seen.starts[i], seen.ends[i]) = (visible.start as i32, visible.end as i32);
         }
         seen
@@ -127,14 +178,14 @@ impl Job<'_> {
     fn forward_rounded_block(
         &self,
         block: &Block,
-        scratch: &mut Scratch,
-        (out, log_sums): (&SharedMut<'_>, &SharedMut<'_>),
+        [k_rows, v_turned]: &[Squares; 2],
+        (scratch, out, log_sums): (&mut Scratch, &SharedMut<'_>, &SharedMut<'_>),
     ) {
         let (args, end) = (self.args, block.end());
         let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
         self.expect(block, out);
         scratch.q_turned.fill(self.isa, &self.rows_of(args.q, &block.rows), Pairs::Columns, true);
-        let k = Left::of(&scratch.k_rows, end);
+        let k = Left::of(k_rows, end);
         k.product(self.isa, scratch.q_turned.lines(0, head_pairs), Target::new(&mut scratch.scores, QUERIES));
         let (upper, lower) = scratch.lines[..keys * LANES].split_at_mut(keys / 2 * LANES);
         let scores = &scratch.scores.as_chunks::<QUERIES>().0[..keys];
@@ -146,16 +197,16 @@ impl Job<'_> {
             let log_sum = unsafe { log_sums.part(at..at + 1) };
             log_sum[0] = softmax.highest[i] + softmax.sums[i].ln();
         }
-        let v = Left::of(&scratch.v_turned, args.head_dim);
+        let v = Left::of(v_turned, args.head_dim);
         v.product(self.isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
-        self.write_turned(block, &softmax.sums.map(|sum| 1.0 / sum), (&scratch.turned, &mut scratch.panel), out);
+        self.write_turned(block, &softmax.sums.map(|sum| 1.0 / sum), &scratch.turned, out);
     }
 
     fn backward_rounded_block(
         &self,
         block: &Block,
-        (scratch, attended): (&mut Scratch, &Attended<'_>),
-        (d_q, [d_k, d_v]): (&SharedMut<'_>, &mut [&mut [f32]; 2]),
+        ([k_rows, v_rows, k_turned], attended): (&[Squares; 3], &Attended<'_>),
+        (scratch, d_q, [d_k, d_v]): (&mut Scratch, &SharedMut<'_>, &mut [&mut [f32]; 2]),
     ) {
         let (args, isa, len, end) = (self.args, self.isa, self.args.head_dim, block.end());
         let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
@@ -169,9 +220,9 @@ impl Job<'_> {
         scratch.q_pairs.fill(isa, &q, Pairs::Rows, false);
         scratch.d_out_pairs.fill(isa, &d_out, Pairs::Rows, false);
         let lines = scratch.q_turned.lines(0, head_pairs);
-        Left::of(&scratch.k_rows, end).product(isa, lines, Target::new(&mut scratch.scores, QUERIES));
+        Left::of(k_rows, end).product(isa, lines, Target::new(&mut scratch.scores, QUERIES));
         let lines = scratch.d_out_turned.lines(0, head_pairs);
-        Left::of(&scratch.v_rows, end).product(isa, lines, Target::new(&mut scratch.d_p, QUERIES));
+        Left::of(v_rows, end).product(isa, lines, Target::new(&mut scratch.d_p, QUERIES));
 
         let [scores, d_p] = [&scratch.scores, &scratch.d_p].map(|values| &values.as_chunks::<QUERIES>().0[..keys]);
         let (p, d_scores) = (&mut scratch.p[..keys * LANES], &mut scratch.d_scores[..keys * LANES]);
@@ -186,8 +237,8 @@ impl Job<'_> {
             left(&*p).product(isa, scratch.d_out_pairs.lines(group, STEP / 2), target(d_v));
             left(&*d_scores).product(isa, scratch.q_pairs.lines(group, STEP / 2), target(d_k));
         }
-        Left::of(&scratch.k_turned, len).product(isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
-        self.write_turned(block, &[1.0; QUERIES], (&scratch.turned, &mut scratch.panel), d_q);
+        Left::of(k_turned, len).product(isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
+        self.write_turned(block, &[1.0; QUERIES], &scratch.turned, d_q);
     }
 
     fn known(&self, block: &Block, attended: &Attended<'_>) -> Known {
@@ -204,32 +255,20 @@ impl Job<'_> {
     }
 
     /// Writes the columns of a product, each times its factor, to the rows of a block in a tensor `(rows, heads, head_dim)`.
-    fn write_turned(
-        &self,
-        block: &Block,
-        factors: &Queries,
-        (turned, panel): (&[f32], &mut [f32]),
-        out: &SharedMut<'_>,
-    ) {
+    fn write_turned(&self, block: &Block, factors: &Queries, turned: &[f32], out: &SharedMut<'_>) {
+        let mut rows = [[0.0; LANES]; QUERIES];
         for (index, columns) in turned.chunks_exact(LANES * QUERIES).enumerate() {
-            // SAFETY: `Kernels` chose the table among those that this processor can run.
-            unsafe { (self.table.transpose)(columns, QUERIES, QUERIES, panel) };
-            for ((row, line), &factor) in block.rows.clone().zip(panel.as_chunks::<LANES>().0).zip(factors) {
+            turn_columns(self.isa, columns, factors, &mut rows);
+            for (row, values) in block.rows.clone().zip(&rows) {
                 // SAFETY: tasks have disjoint rows or heads.
                 let out = &mut unsafe { self.part(out, row) }[index * LANES..];
-                // A number of elements that is known makes it one vector.
-                match out.first_chunk_mut::<LANES>() {
-                    Some(out) => multiply_by(factor, line, out),
-                    None => multiply_by(factor, line, out),
+                match out.first_chunk_mut() {
+                    Some(out) => *out = *values,
+                    None => out.copy_from_slice(&values[..out.len()]),
                 }
             }
         }
     }
-}
-
-#[inline(always)]
-fn multiply_by(factor: f32, values: &[f32], out: &mut [f32]) {
-    out.iter_mut().zip(values).for_each(|(out, value)| *out = value * factor);
 }
 
 /// Where the sums of a product go: rows of some columns.
