@@ -112,7 +112,40 @@ impl Frozen {
         self.prepare(kernels, floats, cols, rounded)
     }
 
-    /// Where the gradient of logits, which this matrix computed, goes to be prepared for [`Frozen::backward`].
+    /// Replaces gate and up by their gradients and prepares these; where they are not needed as they are, gate and up may stay.
+    ///
+    /// **Shapes**: `gate`, `up`, `d_out` `(rows, cols)`. **Panics** if the lengths differ, or are not whole rows.
+    pub fn prepare_swiglu_backward<'a>(
+        &self,
+        kernels: &Kernels,
+        (gate, up, cols): (&'a mut [f32], &'a mut [f32], usize),
+        d_out: &[f32],
+        (rounded, keeps_floats): (&'a mut [Rounded; 2], bool),
+    ) -> [Rows<'a>; 2] {
+        let [of_gate, of_up] = rounded;
+        if matches!(self, Frozen::Packed(_)) && !keeps_floats {
+            kernels.swiglu_backward_round((gate, up), d_out, d_out.len() / cols, [&mut *of_gate, &mut *of_up]);
+            return [of_gate, of_up].map(|rounded| Rows { floats: None, rounded: Some(rounded) });
+        }
+        kernels.swiglu_backward(gate, up, d_out);
+        [self.prepare(kernels, gate, cols, of_gate), self.prepare(kernels, up, cols, of_up)]
+    }
+
+    /// Adds to `d_x` the gradient that goes through a norm, and prepares the sum, which [`Frozen::rows`] then gives.
+    ///
+    /// **Shapes**: `x`, `d_out`, `d_x` `(rows, weight.len())`. **Panics** if a length does not fit.
+    pub fn prepare_norm_backward(
+        &self,
+        kernels: &Kernels,
+        norm: (&[f32], &[f32], f32),
+        d_out: &[f32],
+        (d_x, rounded): (&mut [f32], &mut Rounded),
+    ) {
+        let rounded = matches!(self, Frozen::Packed(_)).then_some(rounded);
+        kernels.rms_norm_backward(norm, d_out, d_x, rounded);
+    }
+
+    /// Where the gradient of logits, which this matrix computed, goes to be prepared; [`Frozen::rows`] then gives it.
     pub fn logit_gradient<'a>(&self, rounded: &'a mut Rounded) -> LogitGradient<'a> {
         match self {
             Frozen::Exact(_) => LogitGradient::InPlace,
@@ -120,11 +153,11 @@ impl Frozen {
         }
     }
 
-    /// What [`Frozen::logit_gradient`] has prepared.
-    pub fn of_logits<'a>(&self, logits: &'a [f32], rounded: &'a Rounded) -> Rows<'a> {
+    /// Rows that are there in both forms, as far as this matrix needs them.
+    pub fn rows<'a>(&self, x: &'a [f32], rounded: &'a Rounded) -> Rows<'a> {
         match self {
-            Frozen::Exact(_) => Rows { floats: Some(logits), rounded: None },
-            Frozen::Packed(_) => Rows { floats: None, rounded: Some(rounded) },
+            Frozen::Exact(_) => Rows { floats: Some(x), rounded: None },
+            Frozen::Packed(_) => Rows { floats: Some(x), rounded: Some(rounded) },
         }
     }
 

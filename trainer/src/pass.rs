@@ -71,6 +71,10 @@ struct Work {
     d_low: Buffer,
     /// Inputs of frozen matrices, where these are in bf16.
     rounded: Rounded,
+    /// `x` rounded, while it is a gradient.
+    gradient: Rounded,
+    /// Gradients of gate and up.
+    gated: [Rounded; 2],
 }
 
 /// An adapter in use, and what is dropped of its inputs.

@@ -52,23 +52,29 @@ impl Pass<'_> {
             kernels.swiglu_into(&kept.gate, &kept.up, wide);
         }
         let d_wide = work.d_heads.fit(rows * config.intermediate_size);
-        let inputs = Inputs { x: wide, low: &kept.low[Target::Down.index()], d_out: &work.x };
-        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
+        let d_out = down.linear.weight.rows(&work.x, &work.gradient);
+        let inputs = Inputs { x: wide, low: &kept.low[Target::Down.index()], d_out };
+        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
         down.backward(&inputs, Some((d_wide, false)), gradients, buffers);
-        kernels.swiglu_backward(&mut kept.gate, &mut kept.up, d_wide);
         let (gate, up) = (module(Target::Gate), module(Target::Up));
+        let keeps_floats = gate.adapted.is_some() || up.adapted.is_some();
+        let gated = (&mut *kept.gate, &mut *kept.up, config.intermediate_size);
+        let buffers = (&mut work.gated, keeps_floats);
+        let d_outs = gate.linear.weight.prepare_swiglu_backward(kernels, gated, d_wide, buffers);
         let normed = work.normed.fit(work.x.len());
-        if gate.adapted.is_some() || up.adapted.is_some() {
+        if keeps_floats {
             kernels.rms_norm(&kept.middle, &weights.ffn_norm, config.norm_eps, normed);
         }
         let d_normed = work.d_normed.fit(work.x.len());
-        for (module, target, d_out, add) in [(gate, Target::Gate, &kept.gate, false), (up, Target::Up, &kept.up, true)]
-        {
+        let modules = [(gate, Target::Gate, false), (up, Target::Up, true)];
+        for ((module, target, add), d_out) in modules.into_iter().zip(d_outs) {
             let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
-            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
+            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
             module.backward(&inputs, Some((d_normed, add)), gradients, buffers);
         }
-        kernels.rms_norm_backward((&kept.middle, &weights.ffn_norm, config.norm_eps), d_normed, &mut work.x);
+        let norm = (&*kept.middle, &*weights.ffn_norm, config.norm_eps);
+        let sum = (&mut *work.x, &mut work.gradient);
+        module(Target::O).linear.weight.prepare_norm_backward(kernels, norm, d_normed, sum);
     }
 
     fn attend_backward(
@@ -85,9 +91,11 @@ impl Pass<'_> {
         let args = self.attention(kept, batch, layer);
         let work = &mut self.work;
         let d_heads = work.d_heads.fit(kept.heads.len());
-        let inputs = Inputs { x: &kept.heads, low: &kept.low[Target::O.index()], d_out: &work.x };
-        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
-        module(Target::O).backward(&inputs, Some((d_heads, false)), gradients, buffers);
+        let o = module(Target::O);
+        let d_out = o.linear.weight.rows(&work.x, &work.gradient);
+        let inputs = Inputs { x: &kept.heads, low: &kept.low[Target::O.index()], d_out };
+        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
+        o.backward(&inputs, Some((d_heads, false)), gradients, buffers);
         let attended = Attended { out: &kept.heads, log_sums: &kept.log_sums, d_out: d_heads };
         let (d_q, d_k) = (work.d_q.fit(kept.q.len()), work.d_k.fit(kept.k.len()));
         let d_v = work.d_v.fit(kept.v.len());
@@ -98,7 +106,7 @@ impl Pass<'_> {
             for ((raw, d), norm) in kept.raw.iter().zip([&mut work.d_q, &mut work.d_k]).zip(norms) {
                 let d_raw = work.wide.fit(d.len());
                 d_raw.fill(0.0);
-                kernels.rms_norm_backward((raw, norm, config.norm_eps), d, d_raw);
+                kernels.rms_norm_backward((raw, norm, config.norm_eps), d, d_raw, None);
                 d.copy_from_slice(d_raw);
             }
         }
@@ -112,13 +120,16 @@ impl Pass<'_> {
             if !goes_on && module.adapted.is_none() {
                 continue;
             }
+            let d_out = module.linear.weight.prepare(kernels, d_out, module.linear.weight.outputs(), &mut work.rounded);
             let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
-            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low, rounded: &mut work.rounded };
+            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
             let d_x = goes_on.then_some((&mut *d_normed, target != Target::Q));
             module.backward(&inputs, d_x, gradients, buffers);
         }
         if goes_on {
-            kernels.rms_norm_backward((&kept.x, &weights.attn_norm, config.norm_eps), d_normed, &mut work.x);
+            let norm = (&*kept.x, &*weights.attn_norm, config.norm_eps);
+            let sum = (&mut *work.x, &mut work.gradient);
+            module(Target::Down).linear.weight.prepare_norm_backward(kernels, norm, d_normed, sum);
         }
     }
 }

@@ -4,6 +4,7 @@ use bespoke_kernels::{Buffer, LogitGradient, RowLosses};
 
 use super::Pass;
 use crate::batch::Batch;
+use crate::target::Target;
 
 /// Rows whose logits are held at a time: 50 MB for a vocabulary of 49 152. Twice as many gain less than 2 % in speed.
 const ROWS: usize = 256;
@@ -48,14 +49,14 @@ impl Pass<'_> {
             };
             kernels.row_losses(RowLosses { logits, targets: &targets, logprobs: out, gradient: to });
             if gradient {
-                let d_logits = base.output.of_logits(logits, &self.work.rounded);
+                let d_logits = base.output.rows(logits, &self.work.rounded);
                 base.output.backward(kernels, d_logits, false, &mut unit[rows.start * width..rows.end * width]);
             }
         }
         logprobs
     }
 
-    /// Writes to `work.x` the gradient of the last layer's rows, each prediction's unit gradient times its factor.
+    /// Writes to `work.x`, and prepared to `work.gradient`, the gradient of the last layer's rows, each prediction's unit gradient times its factor.
     pub(super) fn score_backward(&mut self, batch: &Batch, factors: &[f32]) {
         let (base, config) = (self.base, &self.base.config);
         let width = config.hidden_size;
@@ -65,12 +66,15 @@ impl Pass<'_> {
         }
         let gathered = kept.gathered.fit(kept.unit.len());
         gathered.fill(0.0);
-        base.kernels.rms_norm_backward((&kept.x, &base.final_norm, config.norm_eps), &kept.unit, gathered);
+        base.kernels.rms_norm_backward((&kept.x, &base.final_norm, config.norm_eps), &kept.unit, gathered, None);
         let d_x = self.work.x.fit(batch.num_rows() * width);
         d_x.fill(0.0);
         for (scored, from) in batch.scored.iter().zip(gathered.chunks_exact(width)) {
             let row = &mut d_x[scored.row * width..(scored.row + 1) * width];
             row.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        }
+        if let Some(last) = base.layers.last() {
+            last.linears[Target::Down.index()].weight.prepare(&base.kernels, d_x, width, &mut self.work.gradient);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A frozen linear module with its factors: `y = W x + b + scale B A dropout(x)`, and its gradients.
 
-use bespoke_kernels::{Buffer, Kernels, Product, Right, Rounded, View};
+use bespoke_kernels::{Buffer, Kernels, Product, Right, View};
 
 use super::Adapted;
 use crate::base::BaseLinear;
@@ -23,15 +23,14 @@ pub(super) struct Inputs<'a> {
     pub(super) x: &'a [f32],
     /// `scale A x` of the forward pass.
     pub(super) low: &'a [f32],
-    /// The gradient of its output.
-    pub(super) d_out: &'a [f32],
+    /// The gradient of its output, as it is too where the module has factors.
+    pub(super) d_out: Rows<'a>,
 }
 
 /// Buffers of a module's backward pass.
 pub(super) struct Buffers<'a> {
     pub(super) dropped: &'a mut Buffer,
     pub(super) d_low: &'a mut Buffer,
-    pub(super) rounded: &'a mut Rounded,
 }
 
 impl<'a> Module<'a> {
@@ -77,9 +76,9 @@ impl<'a> Module<'a> {
         buffers: Buffers<'_>,
     ) {
         let w = &self.linear.weight;
-        let rows = inputs.d_out.len() / w.outputs();
-        let d_out = View::new(inputs.d_out, rows, w.outputs());
         let d_low = self.adapted.map(|(Adapted { lora, dropout }, factors)| {
+            let rows = inputs.d_out.floats().len() / w.outputs();
+            let d_out = View::new(inputs.d_out.floats(), rows, w.outputs());
             let (r, b) = (lora.rank(), View::new(&lora.values[factors.b.clone()], w.outputs(), lora.rank()));
             let low = View::new(inputs.low, rows, r);
             self.kernels.product(&floats(d_out.transposed(), low, true), &mut gradients[factors.b.clone()]);
@@ -96,10 +95,14 @@ impl<'a> Module<'a> {
             (lora, dropout, factors, &*d_low)
         });
         let Some((d_x, accumulate)) = d_x else { return };
-        let d_out = w.prepare(self.kernels, inputs.d_out, w.outputs(), buffers.rounded);
-        w.backward(self.kernels, d_out, accumulate, d_x);
+        w.backward(self.kernels, inputs.d_out, accumulate, d_x);
         if let Some((lora, dropout, factors, d_low)) = d_low {
-            self.through_factors((lora, dropout, factors), View::new(d_low, rows, lora.rank()), d_x, buffers.dropped);
+            self.through_factors(
+                (lora, dropout, factors),
+                View::new(d_low, d_low.len() / lora.rank(), lora.rank()),
+                d_x,
+                buffers.dropped,
+            );
         }
     }
 

@@ -20,8 +20,6 @@ pub(crate) const ROWS: usize = 256;
 const MIN_TASK: usize = 1 << 17;
 /// Tasks per thread where there is enough work, for balance.
 const TASKS_PER_THREAD: usize = 16;
-/// The same where rows are read part by part, so that each is read for many groups.
-const LONG_TASKS_PER_THREAD: usize = 6;
 
 /// Which way rows go through a matrix `(rows, cols)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,60 +107,55 @@ struct Product<'a> {
 /// A group of outputs and some of its pairs.
 type GroupPart = (usize, Range<usize>);
 
-struct Task {
-    groups: Range<usize>,
-    /// Pairs of a part.
-    step: usize,
-}
-
-impl Task {
-    /// What the task multiplies, in order.
-    fn parts(&self, num_pairs: usize) -> impl Iterator<Item = GroupPart> {
-        let (groups, step) = (self.groups.clone(), self.step);
-        (0..num_pairs)
-            .step_by(step)
-            .flat_map(move |first| groups.clone().map(move |group| (group, first..num_pairs.min(first + step))))
-    }
-}
-
 impl Product<'_> {
+    /// Goes through the depth part by part, so that the activations of a part stay in the second-level caches for all groups.
     fn run(&self, pool: &Pool, num_pairs: usize) {
+        // Equal parts, whose number depends on the weights alone.
+        let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(super::STEP / 2);
+        for first in (0..num_pairs).step_by(step) {
+            let pairs = |first: usize| first..num_pairs.min(first + step);
+            self.groups(pool, pairs(first), pairs(first + step));
+        }
+    }
+
+    /// Multiplies some pairs of all groups; `after` are the pairs that follow, if there are some.
+    fn groups(&self, pool: &Pool, pairs: Range<usize>, after: Range<usize>) {
         let num_groups = self.outputs.div_ceil(GROUP);
-        let per_thread = if num_pairs > PAIRS { LONG_TASKS_PER_THREAD } else { TASKS_PER_THREAD };
-        let balanced = num_groups.div_ceil(pool.num_threads() * per_thread);
-        let enough = MIN_TASK.div_ceil(2 * GROUP * num_pairs * self.x.rows());
+        let balanced = num_groups.div_ceil(pool.num_threads() * TASKS_PER_THREAD);
+        let enough = MIN_TASK.div_ceil(2 * GROUP * pairs.len() * self.x.rows());
         let task_groups = balanced.max(enough).min(num_groups);
         let num_tasks = num_groups.div_ceil(task_groups);
-        // Equal parts of the depth, whose number depends on the weights alone.
-        let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(super::STEP / 2);
-        let task_of =
-            |index: usize| Task { groups: index * task_groups..num_groups.min((index + 1) * task_groups), step };
-        pool.run(num_tasks, |index| {
-            let task = task_of(index);
+        pool.run(num_tasks, |task| {
+            let groups = task * task_groups..num_groups.min((task + 1) * task_groups);
             // Most likely this thread comes to that task next.
-            let next = index + pool.num_threads();
-            let next = (next < num_tasks).then(|| task_of(next)).and_then(|task| task.parts(num_pairs).next());
-            let mut parts = task.parts(num_pairs).peekable();
+            let next = task + pool.num_threads();
+            let next = match next < num_tasks {
+                true => (next * task_groups, pairs.clone()),
+                false => ((next - num_tasks) * task_groups, after.clone()),
+            };
             with_tiles(self.isa, || {
-                while let Some(part) = parts.next() {
-                    self.part(part, parts.peek().cloned().or(next.clone()));
+                for group in groups.clone() {
+                    let in_task = (group + 1 < groups.end).then(|| (group + 1, pairs.clone()));
+                    self.part((group, pairs.clone()), in_task.unwrap_or_else(|| next.clone()));
                 }
             });
         });
     }
 
     /// Multiplies all rows with a part.
-    fn part(&self, (group, pairs): GroupPart, next: Option<GroupPart>) {
+    fn part(&self, (group, pairs): GroupPart, next: GroupPart) {
+        // Behind the end nothing follows.
+        let follows = !next.1.is_empty() && next.0 < self.outputs.div_ceil(GROUP);
         match self.direction {
             Direction::Forward => {
-                let next = next.map_or(Ahead::none(), |(group, pairs)| self.w.ahead(group, pairs));
+                let next = if follows { self.w.ahead(next.0, next.1) } else { Ahead::none() };
                 self.rows((group, pairs.clone()), self.w.lines(group, pairs), next);
             }
             Direction::Backward => TURNED.with_borrow_mut(|turned| {
                 let (upper, lower) = turned.fit(2 * pairs.len() * LANES).split_at_mut(pairs.len() * LANES);
                 let mut halves = [upper, lower];
                 turn(self.isa, self.w, group, pairs.clone(), &mut halves);
-                let next = next.map_or(Ahead::none(), |(group, pairs)| self.w.ahead_of_columns(group, pairs));
+                let next = if follows { self.w.ahead_of_columns(next.0, next.1) } else { Ahead::none() };
                 self.rows((group, pairs), halves.map(|half| &*half), next);
             }),
         }

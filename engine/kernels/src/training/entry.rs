@@ -5,6 +5,7 @@ use super::dropout::{LANES, Masked};
 use super::table::TrainingTable;
 use super::{CausalAttention, Mask, Product, RowLosses};
 use crate::Kernels;
+use crate::bf16::round::{Rounded, Rounding};
 use crate::shared::SharedMut;
 use crate::table::Table;
 
@@ -43,23 +44,32 @@ impl Kernels {
         args.backward(self.isa(), self.pool(), attended, gradients);
     }
 
-    /// Adds to `d_x` the gradient that goes through [`Kernels::rms_norm`].
+    /// Adds to `d_x` the gradient that goes through [`Kernels::rms_norm`], and rounds the sum where asked.
     ///
     /// **Shapes**: `x`, `d_out`, `d_x` `(rows, weight.len())`. **Panics** if a length does not fit.
-    pub fn rms_norm_backward(&self, (x, weight, eps): (&[f32], &[f32], f32), d_out: &[f32], d_x: &mut [f32]) {
+    pub fn rms_norm_backward(
+        &self,
+        (x, weight, eps): (&[f32], &[f32], f32),
+        d_out: &[f32],
+        d_x: &mut [f32],
+        rounded: Option<&mut Rounded>,
+    ) {
         assert!(x.len() == d_out.len() && x.len() == d_x.len(), "rows of a norm");
         let len = weight.len();
         assert!(len > 0 && x.len().is_multiple_of(len), "{} elements in rows of {len}", x.len());
-        let (table, task_len) = (self.training(), TASK_ELEMENTS.next_multiple_of(len));
-        let total = x.len();
+        let (table, rows, task_rows) = (self.training(), x.len() / len, TASK_ELEMENTS.div_ceil(len));
+        let rounding = rounded.map(|rounded| Rounding::new(self.isa(), rounded, rows, len));
         let d_x = SharedMut::new(d_x);
-        self.pool().run(total.div_ceil(task_len), |task| {
-            for at in (task * task_len..total.min((task + 1) * task_len)).step_by(len) {
-                let row = at..at + len;
+        self.pool().run(rows.div_ceil(task_rows), |task| {
+            for row in task * task_rows..rows.min((task + 1) * task_rows) {
+                let range = row * len..(row + 1) * len;
                 // SAFETY: tasks have disjoint rows; the table is one that this processor can run.
                 unsafe {
-                    let d_x = d_x.part(row.clone());
-                    (table.rms_norm_backward)(&x[row.clone()], weight, &d_out[row], eps, d_x);
+                    let d_x = d_x.part(range.clone());
+                    (table.rms_norm_backward)(&x[range.clone()], weight, &d_out[range], eps, d_x);
+                    if let Some(rounding) = &rounding {
+                        rounding.write(row, 0, d_x);
+                    }
                 }
             }
         });
@@ -90,6 +100,42 @@ impl Kernels {
             let range = task * TASK_ELEMENTS..total.min((task + 1) * TASK_ELEMENTS);
             // SAFETY: as in `swiglu_into`.
             unsafe { (table.swiglu_backward)(gate.part(range.clone()), up.part(range.clone()), &d_out[range]) };
+        });
+    }
+
+    /// The gradients of gate and up, rounded; they themselves stay as they are.
+    ///
+    /// **Shapes**: `gate`, `up`, `d_out` `(rows, cols)`. **Panics** if a length does not fit.
+    pub fn swiglu_backward_round(
+        &self,
+        (gate, up): (&[f32], &[f32]),
+        d_out: &[f32],
+        rows: usize,
+        rounded: [&mut Rounded; 2],
+    ) {
+        /// Elements at a time, in the first-level cache: a multiple of what a square has.
+        const CHUNK: usize = 512;
+        let cols = d_out.len() / rows.max(1);
+        assert!(gate.len() == up.len() && gate.len() == d_out.len(), "gate, up and gradient");
+        assert_eq!(d_out.len(), rows * cols, "gradient of {rows} rows");
+        let (table, task_rows) = (self.training(), TASK_ELEMENTS.div_ceil(cols.max(1)));
+        let roundings = rounded.map(|rounded| Rounding::new(self.isa(), rounded, rows, cols));
+        self.pool().run(rows.div_ceil(task_rows), |task| {
+            let (mut d_gate, mut d_up) = ([0.0; CHUNK], [0.0; CHUNK]);
+            for row in task * task_rows..rows.min((task + 1) * task_rows) {
+                for first in (0..cols).step_by(CHUNK) {
+                    let range = row * cols + first..row * cols + cols.min(first + CHUNK);
+                    let (d_gate, d_up) = (&mut d_gate[..range.len()], &mut d_up[..range.len()]);
+                    d_gate.copy_from_slice(&gate[range.clone()]);
+                    d_up.copy_from_slice(&up[range.clone()]);
+                    // SAFETY: tasks have disjoint rows; the table is one that this processor can run.
+                    unsafe {
+                        (table.swiglu_backward)(d_gate, d_up, &d_out[range]);
+                        roundings[0].write(row, first, d_gate);
+                        roundings[1].write(row, first, d_up);
+                    }
+                }
+            }
         });
     }
 

@@ -393,7 +393,10 @@ fn elementwise_gradients_match_finite_differences() {
             (0..len).map(|at| weighted(x[at] * factor * f64::from(weight[at]), at)).sum()
         };
         let mut d_x = vec![0.5; len];
-        kernels.rms_norm_backward((&x, &weight, EPS as f32), &d_out, &mut d_x);
+        let (mut gradient, mut rounded_alone) = (Rounded::new(), Rounded::new());
+        kernels.rms_norm_backward((&x, &weight, EPS as f32), &d_out, &mut d_x, Some(&mut gradient));
+        kernels.round(&d_x, 1, &mut rounded_alone);
+        assert!(gradient.row(0).eq(rounded_alone.row(0)), "{isa}");
         let expected: Vec<f64> = slopes(&x, norm_loss).into_iter().map(|d| d + 0.5).collect();
         assert_near(&d_x, &expected, 1e-5, "norm");
 
@@ -406,6 +409,13 @@ fn elementwise_gradients_match_finite_differences() {
         kernels.swiglu_backward(&mut d_gate, &mut d_up, &d_out);
         let by_gate = |g: &[f64]| (0..len).map(|at| weighted(silu(g[at]) * f64::from(up[at]), at)).sum();
         assert_near(&d_gate, &slopes(&x, by_gate), 1e-5, "gate");
+        let mut rounded = [Rounded::new(), Rounded::new()];
+        let [of_gate, of_up] = &mut rounded;
+        kernels.swiglu_backward_round((&x, &up), &d_out, 1, [of_gate, of_up]);
+        for (found, exact) in rounded.iter().zip([&d_gate, &d_up]) {
+            kernels.round(exact, 1, &mut rounded_alone);
+            assert!(found.row(0).eq(rounded_alone.row(0)), "{isa}");
+        }
         let by_up = |u: &[f64]| (0..len).map(|at| weighted(silu(f64::from(x[at])) * u[at], at)).sum();
         assert_near(&d_up, &slopes(&up, by_up), 1e-5, "up");
     }
