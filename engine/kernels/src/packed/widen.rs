@@ -89,6 +89,11 @@ unsafe fn kernel<const FORMAT: usize>((scales, codes): (&[u8], &[u8]), blocks: R
             }
             let (scales, min) = super::avx512::scales::<FORMAT>(scales.as_ptr(), block);
             let codes = codes.as_ptr().add(block * format.block_codes());
+            if const { Format::ALL[FORMAT].bits() == 4 } {
+                nibble_lines::<FORMAT>(codes, (scales, min), out);
+                out = out.add(BLOCK_PAIRS * LINE);
+                continue;
+            }
             for step in 0..BLOCK / 8 {
                 let codes = super::avx512::weights::<FORMAT, 0>(codes, step);
                 step_lines::<FORMAT>(codes, scales[0], min, out.add(2 * step * LINE));
@@ -98,6 +103,44 @@ unsafe fn kernel<const FORMAT: usize>((scales, codes): (&[u8], &[u8]), blocks: R
                 step_lines::<FORMAT>(codes, scales[1], min, out.add((2 * step + BLOCK / 4) * LINE));
             }
             out = out.add(BLOCK_PAIRS * LINE);
+        }
+    }
+}
+
+/// The lines of a block of four-bit codes, each of which is looked up.
+///
+/// # Safety
+/// `codes` points to a block, and `out` has room for its lines.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+#[inline]
+unsafe fn nibble_lines<const FORMAT: usize>(codes: *const u8, (scales, min): ([__m512; 2], __m512), out: *mut u32) {
+    const STEPS: usize = BLOCK / 8;
+    let format = const { Format::ALL[FORMAT] };
+    let offset =
+        const { if Format::ALL[FORMAT].offset_shift() == 0 { 0 } else { 1 << Format::ALL[FORMAT].offset_shift() } };
+    let numbers = std::array::from_fn::<f32, LINE, _>(|code| code as f32 - offset as f32);
+    // SAFETY: sixteen floats are a vector.
+    let numbers = unsafe { _mm512_loadu_ps(numbers.as_ptr()) };
+    // A look-up takes the lowest four bits of each lane. A code times its scale is exact, so to add the minimum to it rounds once.
+    let weights = |half: usize, codes: __m512i| {
+        let code = _mm512_permutexvar_ps(codes, numbers);
+        match format.scales() {
+            super::Scales::HalfMin | super::Scales::SuperMin => _mm512_fmadd_ps(code, scales[half], min),
+            super::Scales::Half | super::Scales::SuperHalves => _mm512_mul_ps(code, scales[half]),
+        }
+    };
+    let line = |half: usize, even: __m512i, odd: __m512i| interleaved(weights(half, even), weights(half, odd));
+    for step in 0..STEPS {
+        // SAFETY: the caller's promise: the low nibbles are those of this step, the high ones of that half a block later.
+        unsafe {
+            let codes = _mm512_loadu_si512(codes.add(step * CACHE_LINE).cast());
+            let (low, high) = (out.add(2 * step * LINE), out.add(2 * (STEPS + step) * LINE));
+            let at = |index: u32| _mm512_srlv_epi32(codes, _mm512_set1_epi32(4 * index.cast_signed()));
+            _mm512_storeu_si512(low.cast(), line(0, codes, at(2)));
+            _mm512_storeu_si512(low.add(LINE).cast(), line(0, at(4), at(6)));
+            _mm512_storeu_si512(high.cast(), line(1, at(1), at(3)));
+            _mm512_storeu_si512(high.add(LINE).cast(), line(1, at(5), at(7)));
         }
     }
 }

@@ -97,8 +97,8 @@ pub(super) fn turn_columns(isa: Isa, columns: &[f32], factors: &[f32; GROUP], ou
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 unsafe fn turn_columns_avx512(columns: &[f32], factors: &[f32; GROUP], out: &mut [[f32; LANES]]) {
     for (first, out) in [0, LANES].into_iter().zip(out.chunks_exact_mut(LANES)) {
-        // SAFETY: half a row, and half the factors, are a vector.
         let mut rows = [_mm512_setzero_si512(); LANES];
+        // SAFETY: half a row, and half the factors, are a vector.
         let factors = unsafe { _mm512_loadu_ps(factors[first..first + LANES].as_ptr()) };
         for (row, columns) in rows.iter_mut().zip(columns.as_chunks::<GROUP>().0) {
             // SAFETY: as above.

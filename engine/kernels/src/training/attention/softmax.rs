@@ -321,16 +321,16 @@ impl Weigh<'_, '_> {
     unsafe fn pairs(&mut self, scores: &[Queries], pairs: Range<usize>, see: impl See) {
         for pair in pairs {
             let scores = [halves(&scores[2 * pair]), halves(&scores[2 * pair + 1])];
-            for half in 0..2 {
+            for (half, (sum, lines)) in self.sums.iter_mut().zip(self.lines.iter_mut()).enumerate() {
                 let mut weights = [_mm512_setzero_ps(); 2];
-                for (odd, weight) in weights.iter_mut().enumerate() {
-                    let x = _mm512_fmsub_ps(scores[odd][half], self.scale, self.highest[half]);
+                for (odd, (weight, scores)) in weights.iter_mut().zip(scores).enumerate() {
+                    let x = _mm512_fmsub_ps(scores[half], self.scale, self.highest[half]);
                     // SAFETY: the caller's promise.
                     let sees = unsafe { see.see(half, 2 * pair + odd) };
                     *weight = _mm512_maskz_mov_ps(sees, exp_or_zero(x));
                 }
-                self.sums[half] = _mm512_add_ps(_mm512_add_ps(self.sums[half], weights[0]), weights[1]);
-                store(bf16::interleaved(weights[0], weights[1]), &mut self.lines[half][pair * LANES..]);
+                *sum = _mm512_add_ps(_mm512_add_ps(*sum, weights[0]), weights[1]);
+                store(bf16::interleaved(weights[0], weights[1]), &mut lines[pair * LANES..]);
             }
         }
     }
@@ -387,9 +387,9 @@ impl Differentiate<'_> {
                 store(bf16::rounded(p[0], p[1]), &mut self.out.p[key * LANES..]);
                 store(bf16::rounded(d_scores[0], d_scores[1]), &mut self.out.d_scores[key * LANES..]);
             }
-            for half in 0..2 {
+            for (half, lines) in self.out.d_lines.iter_mut().enumerate() {
                 let line = bf16::interleaved(d_scores[0][half], d_scores[1][half]);
-                store(line, &mut self.out.d_lines[half][pair * LANES..]);
+                store(line, &mut lines[pair * LANES..]);
             }
         }
     }
