@@ -73,7 +73,7 @@ struct Work {
     rounded: Rounded,
     /// `x` rounded, while it is a gradient.
     gradient: Rounded,
-    /// Gradients of gate and up.
+    /// Gradients of gate and up, rounded, where products are in bf16.
     gated: [Rounded; 2],
 }
 

@@ -68,6 +68,23 @@ pub(crate) fn configure_whole() {
     WHOLE.load();
 }
 
+/// The first four tile registers of this thread, whole; gives them up when it goes, even if a task panics.
+pub(crate) struct Configured(());
+
+impl Configured {
+    /// As [`configure`].
+    pub(crate) fn whole() -> Configured {
+        configure_whole();
+        Configured(())
+    }
+}
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        release();
+    }
+}
+
 /// Gives the tile registers up, so that a switch of threads need not save them.
 pub(crate) fn release() {
     // SAFETY: as in `configure`; nothing is in the tile registers that is still needed.

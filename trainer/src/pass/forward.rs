@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::frozen::RowBuffers;
 use crate::target::Target;
 
-/// Modules whose backward pass needs no more than others keep anyway.
+/// Modules that read the norm of the feed-forward block.
 const FEED_FORWARD: [Target; 2] = [Target::Gate, Target::Up];
 
 impl Pass<'_> {

@@ -184,14 +184,10 @@ pub(crate) struct Part<'a> {
 }
 
 /// Runs what computes parts, with the tile registers configured where the instruction set has them: that takes as long as a small part.
+/// Nothing else that configures them runs inside.
 pub(crate) fn with_tiles<R>(isa: Isa, run: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx {
-        crate::tiles::configure_whole();
-        let result = run();
-        crate::tiles::release();
-        return result;
-    }
+    let _configured = (isa == Isa::Amx).then(crate::tiles::Configured::whole);
     let _ = isa;
     run()
 }

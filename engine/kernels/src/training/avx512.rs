@@ -143,20 +143,6 @@ pub(super) fn exp_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
     _mm512_reduce_add_ps(_mm512_add_ps(sums, value))
 }
 
-/// As `scalar::swiglu`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    assert!(gate.len() == up.len() && gate.len() == out.len(), "gate, up and output");
-    let whole = gate.len() / LANES * LANES;
-    for ((gate, up), out) in
-        gate.as_chunks::<LANES>().0.iter().zip(up.as_chunks::<LANES>().0).zip(out.as_chunks_mut::<LANES>().0)
-    {
-        let gate = load(gate);
-        store(_mm512_mul_ps(_mm512_mul_ps(gate, sigmoid(gate)), load(up)), out);
-    }
-    super::scalar::swiglu(&gate[whole..], &up[whole..], &mut out[whole..]);
-}
-
 /// As `scalar::swiglu_backward`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) fn swiglu_backward(gate: &mut [f32], up: &mut [f32], d_out: &[f32]) {

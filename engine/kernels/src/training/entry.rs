@@ -75,17 +75,21 @@ impl Kernels {
         });
     }
 
-    /// `out = silu(gate) * up`.
+    /// `out = silu(gate) * up`, with the bits of [`Kernels::swiglu`].
     ///
     /// **Panics** if the lengths differ.
     pub fn swiglu_into(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
         assert!(gate.len() == up.len() && gate.len() == out.len(), "gate, up and output");
-        let (table, total) = (self.training(), out.len());
+        let (table, total) = (Table::of(self.isa()), out.len());
         let out = SharedMut::new(out);
         self.pool().run(total.div_ceil(TASK_ELEMENTS), |task| {
             let range = task * TASK_ELEMENTS..total.min((task + 1) * TASK_ELEMENTS);
             // SAFETY: tasks have disjoint ranges; the table is one that this processor can run.
-            unsafe { (table.swiglu)(&gate[range.clone()], &up[range.clone()], out.part(range)) };
+            unsafe {
+                let out = out.part(range.clone());
+                out.copy_from_slice(&gate[range.clone()]);
+                (table.swiglu)(out, &up[range]);
+            }
         });
     }
 

@@ -110,14 +110,6 @@ pub(super) fn softmax_backward(p: &mut [f32], dp: &[f32], delta: f32, scale: f32
     }
 }
 
-/// `out = silu(gate) * up`.
-pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    assert!(gate.len() == up.len() && gate.len() == out.len(), "gate, up and output");
-    for ((gate, up), out) in gate.iter().zip(up).zip(out) {
-        *out = gate / (1.0 + (-gate).exp()) * up;
-    }
-}
-
 /// With `s = sigmoid(gate)`: `d_up = d gate s` and `d_gate = d up s (1 + gate (1 - s))`.
 pub(super) fn swiglu_backward(gate: &mut [f32], up: &mut [f32], d_out: &[f32]) {
     assert!(gate.len() == up.len() && gate.len() == d_out.len(), "gate, up and gradient");

@@ -67,8 +67,6 @@ pub(super) struct TrainingTable {
     pub(super) dot: unsafe fn(&[f32], &[f32]) -> f32,
     /// `p = p * (dp - delta) * scale`.
     pub(super) softmax_backward: unsafe fn(&mut [f32], &[f32], f32, f32),
-    /// `out = silu(gate) * up`.
-    pub(super) swiglu: unsafe fn(&[f32], &[f32], &mut [f32]),
     /// From `d_out` to `d_gate` (over `gate`) and `d_up` (over `up`).
     pub(super) swiglu_backward: unsafe fn(&mut [f32], &mut [f32], &[f32]),
     /// Writes or adds elements that go through a dropout.
@@ -100,7 +98,6 @@ static SCALAR: TrainingTable = TrainingTable {
     scale: scalar::scale,
     dot: scalar::dot,
     softmax_backward: scalar::softmax_backward,
-    swiglu: scalar::swiglu,
     swiglu_backward: scalar::swiglu_backward,
     dropout: dropout::scalar,
     rms_norm_backward: scalar::rms_norm_backward,
@@ -115,7 +112,6 @@ static AVX2: TrainingTable = TrainingTable {
     scale: super::avx2::scale,
     dot: super::avx2::dot,
     softmax_backward: super::avx2::softmax_backward,
-    swiglu: super::avx2::swiglu,
     swiglu_backward: super::avx2::swiglu_backward,
     dropout: super::avx2::dropout,
     rms_norm_backward: super::avx2::rms_norm_backward,
@@ -125,7 +121,6 @@ static AVX2: TrainingTable = TrainingTable {
 static AVX512: TrainingTable = TrainingTable {
     tile: super::avx512::tile,
     exp_sum: super::avx512::exp_sum,
-    swiglu: super::avx512::swiglu,
     swiglu_backward: super::avx512::swiglu_backward,
     dropout: super::avx512::dropout,
     ..AVX2

@@ -20,7 +20,7 @@ thread_local! {
     static SCRATCH: RefCell<(Context, Work)> = RefCell::default();
 }
 
-/// The keys and values that a segment sees, gathered and packed as its products need them.
+/// The keys and values that a segment sees, packed as its products need them.
 #[derive(Default)]
 struct Context {
     k_and_v: [Buffer; 2],

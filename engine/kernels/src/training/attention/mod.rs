@@ -3,17 +3,20 @@
 //! A **tree** is a run of rows with a common start: its segments follow each other, and each sees its *prefix*, an earlier segment,
 //! and its own rows up to itself. A plain sequence is a tree of one segment; a preference pair is a prompt with two answers. A task
 //! takes one tree and one query head; gradients of keys and values are added up over the heads that share them afterwards, in
-//! order. The forward pass keeps the logarithm of each row's sum; the backward pass computes
-//! the probabilities again from it, a block of queries at a time, so that queries x keys are never held whole.
+//! order. The forward pass keeps the logarithm of each row's sum; the backward pass computes the probabilities again from it, a block
+//! of queries at a time, so that queries x keys are never held whole.
 //!
-//! `exact.rs` computes in single precision. `rounded.rs` rounds the factors of every product to bf16; sums and softmax are in single
-//! precision there too.
+//! `exact.rs` computes in single precision. `rounded.rs` rounds the factors of every product to bf16, keys and values in tasks of their
+//! own before; sums and softmax are in single precision there too. In both, a value that is not a number reaches all rows of the
+//! blocks that are multiplied with it, even those that do not see it: zero times it is none either.
 //!
 //! **Source**: Dao et al., 2022 (FlashAttention), algorithm 4, with whole rows of scores in place of blocks of keys.
 
 mod exact;
 mod rounded;
 mod softmax;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -27,7 +30,7 @@ use crate::{Buffer, Isa, Pool};
 /// Some rows of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Its rows in the batch.
+    /// Its rows in the batch, at least one.
     pub rows: Range<usize>,
     /// Rows of the same tree that all of its rows see before their own; may be empty.
     pub prefix: Range<usize>,
@@ -138,6 +141,7 @@ impl CausalAttention<'_> {
         let mut next = 0;
         for segment in self.trees.iter().flat_map(|tree| &tree.segments) {
             assert_eq!(segment.rows.start, next, "segments follow each other");
+            assert!(!segment.rows.is_empty(), "a segment has rows");
             next = segment.rows.end;
             assert!(segment.prefix.end <= segment.rows.start, "a prefix stands before its segment");
         }

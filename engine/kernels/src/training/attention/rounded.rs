@@ -1,7 +1,7 @@
 //! Attention with the factors of every product rounded to bf16; sums, softmax and gradients of scores are in single precision.
 //!
 //! Scores are computed transposed, a row for each key and a column for each query of a block: the softmax then goes along the columns,
-//! and every product reads what the one before has left, rounded, without turning it round.
+//! and what it leaves, rounded, lies as the next products read it. Turned round are queries, keys, values and outputs, which are shorter.
 
 use std::cell::RefCell;
 
@@ -157,7 +157,7 @@ impl Job<'_> {
     }
 
     /// Asks the caches for the rows of a block that are written in the end.
-    fn expect(&self, block: &Block, out: &SharedMut<'_>) {
+    fn prefetch(&self, block: &Block, out: &SharedMut<'_>) {
         for row in block.rows.clone() {
             // SAFETY: tasks have disjoint rows or heads.
             prefetch::for_writing(unsafe { self.part(out, row) });
@@ -183,7 +183,7 @@ impl Job<'_> {
     ) {
         let (args, end) = (self.args, block.end());
         let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
-        self.expect(block, out);
+        self.prefetch(block, out);
         scratch.q_turned.fill(self.isa, &self.rows_of(args.q, &block.rows), Pairs::Columns, true);
         let k = Left::of(k_rows, end);
         k.product(self.isa, scratch.q_turned.lines(0, head_pairs), Target::new(&mut scratch.scores, QUERIES));
@@ -210,7 +210,7 @@ impl Job<'_> {
     ) {
         let (args, isa, len, end) = (self.args, self.isa, self.args.head_dim, block.end());
         let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
-        self.expect(block, d_q);
+        self.prefetch(block, d_q);
         for row in block.rows.clone() {
             prefetch::for_reading(&attended.out[self.place(row)..][..len]);
         }

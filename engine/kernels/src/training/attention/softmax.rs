@@ -403,3 +403,83 @@ fn store(pairs: __m512i, out: &mut [u32]) {
     // SAFETY: sixteen pairs are a vector.
     unsafe { _mm512_storeu_si512(out[..LANES].as_mut_ptr().cast(), pairs) };
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::samples::{Random, available_isas};
+
+    /// Scores of some keys, and what queries see of them; what nobody sees is not a number.
+    fn sample(random: &mut Random, keys: usize, seen: &Seen) -> Vec<Queries> {
+        let query = |random: &mut Random, key: usize, query: usize| match seen.has(query, key) {
+            true => random.float() * 4.0,
+            false => f32::NAN,
+        };
+        (0..keys).map(|key| std::array::from_fn(|at| query(random, key, at))).collect()
+    }
+
+    fn halves(pairs: &[u32]) -> impl Iterator<Item = f32> {
+        pairs.iter().flat_map(|pair| [*pair as u16, (pair >> 16) as u16]).map(|bits| bf16::from_bits(bits).to_f32())
+    }
+
+    fn assert_near(found: impl Iterator<Item = f32>, expected: impl Iterator<Item = f32>, what: &str) {
+        for (at, (found, expected)) in found.zip(expected).enumerate() {
+            assert!((found - expected).abs() <= 0.01 * expected.abs() + 1e-6, "{what} {at}: {found} not {expected}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever queries see, of any number of keys: nothing, all, or what begins and ends within a pair.
+        #[test]
+        fn every_instruction_set_sees_the_same(
+            bounds in prop::collection::vec((0..129_usize, 0..129_usize), GROUP),
+            (similar, steps) in (any::<bool>(), 1..5_usize),
+            seed in any::<u64>(),
+        ) {
+            let keys = steps * STEP;
+            let bound = |query: usize, of: fn(&(usize, usize)) -> usize| {
+                let spread = if similar { of(&bounds[0]) + query % 3 } else { of(&bounds[query]) };
+                spread.min(keys) as i32
+            };
+            let seen = Seen {
+                starts: std::array::from_fn(|query| bound(query, |b| b.0.min(b.1))),
+                ends: std::array::from_fn(|query| bound(query, |b| b.0.max(b.1))),
+            };
+            let mut random = Random(seed);
+            let (scores, d_p) = (sample(&mut random, keys, &seen), sample(&mut random, keys, &seen));
+            let known = Known {
+                seen: seen.clone(),
+                log_sums: std::array::from_fn(|_| 2.0 + random.float()),
+                deltas: std::array::from_fn(|_| random.float()),
+                scale: 0.5,
+            };
+            let table = TrainingTable::of(Isa::Scalar);
+            let run = |isa: Isa| {
+                let mut lines = vec![u32::MAX; 2 * keys / 2 * LANES];
+                let (upper, lower) = lines.split_at_mut(keys / 2 * LANES);
+                let softmax = weigh((isa, table), (&scores, 0.5), &seen, [upper, lower]);
+                let [mut p, mut d_scores, mut d_lines] = [(); 3].map(|()| vec![u32::MAX; keys * LANES]);
+                let (upper, lower) = d_lines.split_at_mut(keys / 2 * LANES);
+                let out = Factors { p: &mut p, d_scores: &mut d_scores, d_lines: [upper, lower] };
+                differentiate((isa, table), (&scores, &d_p), &known, out);
+                (softmax, [lines, p, d_scores, d_lines])
+            };
+            let (plain, expected) = run(Isa::Scalar);
+            for isa in available_isas() {
+                let (softmax, found) = run(isa);
+                assert_near(softmax.sums.into_iter(), plain.sums.into_iter(), "sum");
+                for (query, (found, expected)) in softmax.highest.iter().zip(&plain.highest).enumerate() {
+                    assert!(found == expected, "{isa}, highest of {query}: {found} not {expected}");
+                }
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert_near(halves(found), halves(expected), "pair");
+                }
+            }
+        }
+    }
+}
