@@ -94,7 +94,8 @@ impl EngineBuilder {
     }
 
     /// The most tokens of one step, 1 to 8192 and at least as many as sequences. More makes prompts faster and the gaps
-    /// between the tokens of other requests longer; beside sequences that decode, prompts take at most a quarter. Default 256.
+    /// between the tokens of other requests longer; beside sequences that decode, prompts take at most a quarter, less three for
+    /// each of them, but at least a sixteenth. Default 256.
     pub fn step_tokens_max(mut self, step_tokens_max: usize) -> Self {
         self.step_tokens_max = step_tokens_max;
         self

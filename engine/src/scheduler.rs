@@ -1,7 +1,7 @@
 //! The scheduler: decides which tokens of which sequences the next step computes. Pure: no clock, channel or model.
 //!
 //! A turn admits sequences from the queue, then plans one step: the next token of each sequence that decodes, with the tokens
-//! drafted for it, then prompt chunks in order of rank, up to the budget, or beside decoding sequences a quarter of it. Blocks are
+//! drafted for it, then prompt chunks in order of rank, up to the budget, or beside decoding sequences a quarter of it or less. Blocks are
 //! taken as tokens need them. When none is free, the sequence of the lowest rank gives its blocks back and waits to be computed again.
 
 mod entry;
@@ -75,6 +75,11 @@ pub(crate) struct Plan {
 
 /// The share of a step's tokens that prompts may take while sequences decode, as one in so many: these wait for the step.
 const DECODING_SHARE: usize = 4;
+/// How many of those tokens each sequence that decodes takes away: about as many as take as long as it does, so that a step with many of
+/// them takes no longer than one with few.
+const DECODING_TOKENS: usize = 3;
+/// The share of a step's tokens that is left to prompts all the same.
+const PROMPT_SHARE: usize = 16;
 /// The turns of waiting that make up for one level of priority, so that nothing waits for ever: seconds on a busy engine.
 const TURNS_PER_PRIORITY: i64 = 200;
 
@@ -282,8 +287,11 @@ impl Scheduler {
     fn plan_prompts(&mut self, chunks: &mut Vec<Chunk>) {
         let used = |chunks: &[Chunk], count: fn(&Chunk) -> usize| chunks.iter().map(count).sum::<usize>();
         let mut tokens = self.budget.step_tokens_max - used(chunks, |chunk| chunk.places.len());
-        if chunks.iter().any(|chunk| !chunk.of_prompt) {
-            tokens = tokens.min(self.budget.step_tokens_max.div_ceil(DECODING_SHARE));
+        let num_decoding = chunks.iter().filter(|chunk| !chunk.of_prompt).count();
+        if num_decoding > 0 {
+            let share = |share: usize| self.budget.step_tokens_max.div_ceil(share);
+            let beside = share(DECODING_SHARE).saturating_sub(DECODING_TOKENS * num_decoding);
+            tokens = tokens.min(beside.max(share(PROMPT_SHARE)));
         }
         let mut logits = self.budget.step_logits_max - used(chunks, |chunk| chunk.logits.len());
         let mut index = 0;

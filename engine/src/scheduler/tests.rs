@@ -57,10 +57,25 @@ fn decoding_comes_before_prompts_and_prompts_are_cut_into_chunks() {
     assert_eq!(places(&plan), [(0, 0..2), (1, 0..38)]);
     assert_eq!((plan.chunks[0].logits.clone(), plan.chunks[1].logits.len()), (1..2, 0));
     turn(&mut scheduler, &mut plan, &|_| 99);
-    assert_eq!(places(&plan), [(0, 2..3), (1, 38..48)], "beside decoding a prompt takes a quarter of a step");
-    (0..3).for_each(|_| drop(turn(&mut scheduler, &mut plan, &|_| 99)));
-    assert_eq!(places(&plan), [(0, 5..6), (1, 68..70)]);
+    assert_eq!(
+        places(&plan),
+        [(0, 2..3), (1, 38..45)],
+        "beside one that decodes a prompt takes a quarter of a step less three"
+    );
+    (0..4).for_each(|_| drop(turn(&mut scheduler, &mut plan, &|_| 99)));
+    assert_eq!(places(&plan), [(0, 6..7), (1, 66..70)]);
     assert_eq!(plan.chunks[1].logits, 69..70);
+}
+
+#[test]
+fn the_more_decode_the_less_prompts_take() {
+    let mut scheduler = Scheduler::new(BUDGET, 100);
+    let mut plan = Plan::default();
+    (0..3).for_each(|number| scheduler.enqueue(key(number), needs(prompt(number, 2), 30)));
+    turn(&mut scheduler, &mut plan, &|_| 99);
+    scheduler.enqueue(key(3), needs(prompt(3, 70), 99));
+    turn(&mut scheduler, &mut plan, &|_| 99);
+    assert_eq!(places(&plan)[3], (3, 0..3), "a sixteenth of a step, where a quarter less three for each is less");
 }
 
 /// Requests that arrive together: a long beginning in common is computed once, a short one is not waited for.
