@@ -196,7 +196,9 @@ fn tile_registers_multiply_rows_of_any_number() {
     }
     let (emulator, mut random) = (crate::tile_emulator::TileEmulator::install(), Random(21));
     let pool = Pool::new(1).unwrap();
-    for (rows, inputs, outputs) in [(1, 64, 32), (16, 40, 33), (17, 1056, 70), (32, 32, 64), (70, 64, 32)] {
+    for (rows, inputs, outputs) in
+        [(1, 64, 32), (16, 40, 33), (17, 1056, 70), (32, 32, 64), (70, 64, 32), (3, 1700, 40)]
+    {
         let matrix = random.matrix(DType::F32, outputs, inputs);
         let packed = pack(&matrix);
         let (x, before) = (random.floats(rows * inputs), random.floats(rows * outputs));

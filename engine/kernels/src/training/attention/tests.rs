@@ -206,3 +206,31 @@ fn a_key_that_is_not_a_number_is_seen_by_later_rows_alone() {
         }
     }
 }
+
+/// Tile instructions run on the processor where it has them, else in an emulator.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn tile_registers_attend() {
+    if !Isa::Avx512.is_available() || !crate::bf16::has_rounding(Isa::Avx512) {
+        println!("skipped: no AVX512-BF16");
+        return;
+    }
+    let mut random = Random(59);
+    let (trees, head_dim) = (trees(), 48);
+    let [q, k, v, d_out] = [HEADS, KV_HEADS, KV_HEADS, HEADS].map(|heads| random.floats(ROWS * heads * head_dim));
+    let args = arguments([&q, &k, &v], (None, true), (head_dim, &trees));
+    let (expected, expected_gradients) = attend(Isa::Avx512, 1, &args, &d_out);
+    let (emulator, pool) = (crate::tile_emulator::TileEmulator::install(), crate::Pool::new(1).unwrap());
+    let (mut out, mut log_sums) = (vec![f32::NAN; q.len()], vec![f32::NAN; ROWS * HEADS]);
+    let mut gradients = [&q, &k, &v].map(|x| vec![f32::NAN; x.len()]);
+    emulator.run(|| args.forward(Isa::Amx, &pool, &mut out, &mut log_sums));
+    let [d_q, d_k, d_v] = &mut gradients;
+    let attended = Attended { out: &out, log_sums: &log_sums, d_out: &d_out };
+    emulator.run(|| args.backward(Isa::Amx, &pool, &attended, [d_q, d_k, d_v]));
+    // Both round the same factors; their sums go another way, which a rounding in between can make visible.
+    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+    assert_near(&out, &wide(&expected), 5e-3, "output");
+    for (found, expected) in gradients.iter().zip(&expected_gradients) {
+        assert_near(found, &wide(expected), 3e-2, "gradient");
+    }
+}
