@@ -20,9 +20,10 @@ const STEP_TOKENS: usize = 256;
 impl SchedulerProbe {
     /// Takes in so many sequences with room for `new_tokens` each, and plans until all of them decode.
     pub fn decoding(num_sequences: usize, prompt_tokens: usize, new_tokens: usize) -> Self {
-        // The first ones write while the prompts of the others are computed, a token a turn.
-        let tokens_max =
-            prompt_tokens + new_tokens + num_sequences * prompt_tokens.div_ceil(STEP_TOKENS) + num_sequences;
+        // The first ones write while the prompts of the others are computed, a token a turn; beside many that write, a turn computes a
+        // sixteenth of a step.
+        let turns = num_sequences * (prompt_tokens.div_ceil(STEP_TOKENS / 16) + 1);
+        let tokens_max = prompt_tokens + new_tokens + turns;
         let budget = Budget {
             sequences_max: num_sequences,
             step_tokens_max: STEP_TOKENS + num_sequences,
