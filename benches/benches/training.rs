@@ -10,7 +10,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use bespoke_kernels::{
-    Attended, CausalAttention, DType, Isa, Kernels, LogitGradient, Mask, Matrix, Product, Right, RowLosses, Tree, View,
+    Attended, Bf16Matrix, CausalAttention, DType, Direction, Isa, Kernels, LogitGradient, Mask, Matrix, Product, Right,
+    Rounded, RowLosses, Tree, View,
 };
 use bespoke_model::ModelSource;
 use bespoke_testkit::TinyModel;
@@ -146,6 +147,41 @@ fn dropout(c: &mut Criterion) {
     });
 }
 
+/// A feed-forward block in bf16 from its norm to the input of its last product and back, in one kernel and step by step.
+fn gated(c: &mut Criterion) {
+    let shapes = [(INTERMEDIATE, HIDDEN), (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)];
+    let matrices = shapes.map(|(rows, cols)| matrix(DType::Bf16, rows, cols));
+    let matrices: Vec<&Matrix> = (0..WORKING_SET / (2 * INTERMEDIATE * HIDDEN)).map(|i| &matrices[i % 3]).collect();
+    let macs = TOKENS * INTERMEDIATE * HIDDEN;
+    let (x, wide) = (floats(TOKENS * HIDDEN), TOKENS * INTERMEDIATE);
+    for kernels in kernels().into_iter().filter(|kernels| kernels.isa() != Isa::Scalar) {
+        let weights = Bf16Matrix::pack_all(&matrices, kernels.pool());
+        let mut turn = weights.chunks_exact(3).cycle();
+        let (mut rounded, mut kept, mut out) = (Rounded::new(), [(); 2].map(|()| Rounded::new()), Rounded::new());
+        let [mut gate, mut up, mut d_wide] = [(); 3].map(|()| vec![0.0; wide]);
+        kernels.round(&x, TOKENS, &mut rounded);
+        let mut group = c.benchmark_group("gated");
+        group.throughput(Throughput::Elements(3 * macs as u64));
+        group.bench_function(BenchmarkId::new("one kernel", kernels.isa()), |b| {
+            b.iter(|| {
+                let weights = turn.next().expect("a cycle");
+                kernels.gated_rounded(&rounded, [&weights[0], &weights[1]], &mut kept, black_box(&mut out));
+                kernels.gated_backward(&rounded, &weights[2], black_box(&mut kept));
+            });
+        });
+        group.bench_function(BenchmarkId::new("step by step", kernels.isa()), |b| {
+            b.iter(|| {
+                let weights = turn.next().expect("a cycle");
+                kernels.matmul_rounded(&rounded, (&weights[0], Direction::Forward), false, &mut gate);
+                kernels.matmul_rounded(&rounded, (&weights[1], Direction::Forward), false, &mut up);
+                kernels.gate_rounded((&gate, &up), TOKENS, &mut kept, black_box(&mut out));
+                kernels.matmul_rounded(&rounded, (&weights[2], Direction::Backward), false, &mut d_wide);
+                kernels.gate_backward(&d_wide, &mut kept, black_box([&mut gate, &mut up]));
+            });
+        });
+    }
+}
+
 /// Cross-entropy over logits with its gradient; elements are logits.
 fn cross_entropy(c: &mut Criterion) {
     let fresh = floats(TOKENS * VOCAB);
@@ -201,6 +237,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
-    targets = frozen, factors, attention, dropout, cross_entropy, step
+    targets = frozen, factors, attention, gated, dropout, cross_entropy, step
 }
 criterion_main!(benches);

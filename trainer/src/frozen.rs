@@ -94,41 +94,12 @@ impl Frozen {
         self.prepare(kernels, floats, weight.len(), rounded)
     }
 
-    /// Prepares `silu(gate) * up`.
-    ///
-    /// **Shapes**: `gate`, `up` `(rows, cols)`. **Panics** if the lengths differ, or are not whole rows.
-    pub fn prepare_swiglu<'a>(
-        &self,
-        kernels: &Kernels,
-        (gate, up, cols): (&[f32], &[f32], usize),
-        buffers: RowBuffers<'a>,
-    ) -> Rows<'a> {
-        let RowBuffers { floats, rounded, keeps_floats } = buffers;
-        if matches!(self, Frozen::Packed(_)) && !keeps_floats {
-            kernels.swiglu_round(gate, up, gate.len() / cols, rounded);
-            return Rows { floats: None, rounded: Some(rounded) };
+    /// The weights, where they are packed for products in bf16.
+    pub fn packed(&self) -> Option<&Bf16Matrix> {
+        match self {
+            Frozen::Exact(_) => None,
+            Frozen::Packed(matrix) => Some(matrix),
         }
-        kernels.swiglu_into(gate, up, floats.fit(gate.len()));
-        self.prepare(kernels, floats, cols, rounded)
-    }
-
-    /// Replaces gate and up by their gradients and prepares these; where they are not needed as they are, gate and up may stay.
-    ///
-    /// **Shapes**: `gate`, `up`, `d_out` `(rows, cols)`. **Panics** if the lengths differ, or are not whole rows.
-    pub fn prepare_swiglu_backward<'a>(
-        &self,
-        kernels: &Kernels,
-        (gate, up, cols): (&'a mut [f32], &'a mut [f32], usize),
-        d_out: &[f32],
-        (rounded, keeps_floats): (&'a mut [Rounded; 2], bool),
-    ) -> [Rows<'a>; 2] {
-        let [of_gate, of_up] = rounded;
-        if matches!(self, Frozen::Packed(_)) && !keeps_floats {
-            kernels.swiglu_backward_round((gate, up), d_out, d_out.len() / cols, [&mut *of_gate, &mut *of_up]);
-            return [of_gate, of_up].map(|rounded| Rows { floats: None, rounded: Some(rounded) });
-        }
-        kernels.swiglu_backward(gate, up, d_out);
-        [self.prepare(kernels, gate, cols, of_gate), self.prepare(kernels, up, cols, of_up)]
     }
 
     /// Adds to `d_x` the gradient that goes through a norm, and prepares the sum, which [`Frozen::rows`] then gives.
@@ -193,6 +164,16 @@ impl Frozen {
 }
 
 impl<'a> Rows<'a> {
+    /// Rows that are there in single precision alone, for matrices that are exact.
+    pub fn exact(floats: &'a [f32]) -> Rows<'a> {
+        Rows { floats: Some(floats), rounded: None }
+    }
+
+    /// Rows that are there rounded, for matrices that are packed, and maybe as they are.
+    pub fn packed(rounded: &'a Rounded, floats: Option<&'a [f32]>) -> Rows<'a> {
+        Rows { floats, rounded: Some(rounded) }
+    }
+
     /// As they are.
     ///
     /// **Panics** if they were prepared rounded alone.
@@ -200,7 +181,10 @@ impl<'a> Rows<'a> {
         self.floats.expect("invariant: rows are kept as they are where they are needed so")
     }
 
-    fn rounded(&self) -> &'a Rounded {
+    /// Rounded.
+    ///
+    /// **Panics** if they were prepared for matrices that are exact.
+    pub fn rounded(&self) -> &'a Rounded {
         self.rounded.expect("invariant: rows are prepared by a matrix of the same kind")
     }
 }

@@ -1,13 +1,14 @@
 //! The training pass: a whole forward and backward pass over plain slices, the base frozen, gradients for the adapter alone.
 //!
 //! Shape letters are those of `engine/model/src/lib.rs`; `S` is the number of predictions that count. [`Pass::forward`] keeps what the
-//! backward pass needs: the rows between the blocks, q, k, v, the output of attention, gate and up. Norms, SwiGLU and probabilities
+//! backward pass needs: the rows between the blocks, q, k, v, the output of attention, gate and up (rounded where products are in bf16). Norms, SwiGLU and probabilities
 //! are computed again. With checkpointing only the rows between the layers are kept, and each layer runs twice.
 //!
 //! The head is fused: hidden states become log-probabilities *and* their unit gradients in chunks, so tokens x vocabulary is never
 //! held. A loss only scales the unit gradients ([`Pass::backward`] takes one factor for each prediction), whatever its kind.
 
 mod backward;
+mod feed_forward;
 mod forward;
 mod head;
 mod linear;
@@ -47,9 +48,7 @@ struct Kept {
     heads: Buffer,
     /// `(T, H)`.
     log_sums: Buffer,
-    /// `(T, F)`.
-    gate: Buffer,
-    up: Buffer,
+    gated: feed_forward::Gated,
     /// `scale A x` of each module that has factors, by `Target::index`: `(T, r)`.
     low: [Buffer; 7],
 }
@@ -62,6 +61,7 @@ struct Work {
     normed: Buffer,
     d_normed: Buffer,
     wide: Buffer,
+    d_wide: Buffer,
     d_heads: Buffer,
     d_q: Buffer,
     d_k: Buffer,
@@ -73,8 +73,10 @@ struct Work {
     rounded: Rounded,
     /// `x` rounded, while it is a gradient.
     gradient: Rounded,
-    /// Gradients of gate and up, rounded, where products are in bf16.
-    gated: [Rounded; 2],
+    /// Gate and up, or their gradients, where they are kept rounded but needed as they are `(T, F)`.
+    gated: [Buffer; 2],
+    /// The input of the last product of a layer, where products are in bf16.
+    wide_rounded: Rounded,
 }
 
 /// An adapter in use, and what is dropped of its inputs.

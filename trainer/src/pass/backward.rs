@@ -38,45 +38,6 @@ impl Pass<'_> {
         kept
     }
 
-    /// Gate and up of the layer become their gradients: nobody reads them afterwards.
-    fn feed_forward_backward(&mut self, layer: usize, kept: &mut Kept, adapted: Adapted<'_>, gradients: &mut [f32]) {
-        let (base, config, weights) = (self.base, &self.base.config, &self.base.layers[layer]);
-        let kernels = &base.kernels;
-        let module =
-            |target: Target| Module::new(kernels, &weights.linears[target.index()], Some(adapted), (layer, target));
-        let work = &mut self.work;
-        let rows = work.x.len() / config.hidden_size;
-        let wide = work.wide.fit(rows * config.intermediate_size);
-        let down = module(Target::Down);
-        if down.adapted.is_some() {
-            kernels.swiglu_into(&kept.gate, &kept.up, wide);
-        }
-        let d_wide = work.d_heads.fit(rows * config.intermediate_size);
-        let d_out = down.linear.weight.rows(&work.x, &work.gradient);
-        let inputs = Inputs { x: wide, low: &kept.low[Target::Down.index()], d_out };
-        let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
-        down.backward(&inputs, Some((d_wide, false)), gradients, buffers);
-        let (gate, up) = (module(Target::Gate), module(Target::Up));
-        let keeps_floats = gate.adapted.is_some() || up.adapted.is_some();
-        let gated = (&mut *kept.gate, &mut *kept.up, config.intermediate_size);
-        let buffers = (&mut work.gated, keeps_floats);
-        let d_outs = gate.linear.weight.prepare_swiglu_backward(kernels, gated, d_wide, buffers);
-        let normed = work.normed.fit(work.x.len());
-        if keeps_floats {
-            kernels.rms_norm(&kept.middle, &weights.ffn_norm, config.norm_eps, normed);
-        }
-        let d_normed = work.d_normed.fit(work.x.len());
-        let modules = [(gate, Target::Gate, false), (up, Target::Up, true)];
-        for ((module, target, add), d_out) in modules.into_iter().zip(d_outs) {
-            let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
-            let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
-            module.backward(&inputs, Some((d_normed, add)), gradients, buffers);
-        }
-        let norm = (&*kept.middle, &*weights.ffn_norm, config.norm_eps);
-        let sum = (&mut *work.x, &mut work.gradient);
-        module(Target::O).linear.weight.prepare_norm_backward(kernels, norm, d_normed, sum);
-    }
-
     fn attend_backward(
         &mut self,
         layer: usize,

@@ -6,9 +6,6 @@ use crate::batch::Batch;
 use crate::frozen::RowBuffers;
 use crate::target::Target;
 
-/// Modules that read the norm of the feed-forward block.
-const FEED_FORWARD: [Target; 2] = [Target::Gate, Target::Up];
-
 impl Pass<'_> {
     /// Computes the log-probability of every prediction that counts, and keeps what [`Pass::backward`] needs.
     pub fn forward(&mut self, batch: &Batch, adapted: Option<Adapted<'_>>) -> Vec<f32> {
@@ -53,7 +50,7 @@ impl Pass<'_> {
     pub(super) fn layer(&mut self, layer: usize, batch: &Batch, adapted: Option<Adapted<'_>>, kept: &mut Kept) {
         std::mem::swap(&mut kept.x, &mut self.work.x);
         self.attend(layer, batch, adapted, kept);
-        self.feed_forward(layer, batch.num_rows(), adapted, kept);
+        self.feed_forward(layer, adapted, kept);
     }
 
     /// From `kept.x` to `kept.middle`.
@@ -96,30 +93,5 @@ impl Pass<'_> {
         o.forward(input, out, &mut kept.low[Target::O.index()], &mut work.dropped);
         kernels.add(out, &kept.x);
         std::mem::swap(&mut work.normed, &mut kept.middle);
-    }
-
-    /// From `kept.middle` to `work.x`.
-    fn feed_forward(&mut self, layer: usize, rows: usize, adapted: Option<Adapted<'_>>, kept: &mut Kept) {
-        let (base, config) = (self.base, &self.base.config);
-        let (kernels, weights) = (&base.kernels, &base.layers[layer]);
-        let module = |target: Target| Module::new(kernels, &weights.linears[target.index()], adapted, (layer, target));
-        let work = &mut self.work;
-        let keeps_floats = FEED_FORWARD.into_iter().any(|target| module(target).adapted.is_some());
-        let buffers = RowBuffers { floats: &mut work.normed, rounded: &mut work.rounded, keeps_floats };
-        let norm = (&*kept.middle, &*weights.ffn_norm, config.norm_eps);
-        let input = module(Target::Gate).linear.weight.prepare_norm(kernels, norm, buffers);
-        for (target, out) in FEED_FORWARD.into_iter().zip([&mut kept.gate, &mut kept.up]) {
-            let out = out.fit(rows * config.intermediate_size);
-            module(target).forward(input, out, &mut kept.low[target.index()], &mut work.dropped);
-        }
-        let down = module(Target::Down);
-        let buffers =
-            RowBuffers { floats: &mut work.wide, rounded: &mut work.rounded, keeps_floats: down.adapted.is_some() };
-        let gated = (&*kept.gate, &*kept.up, config.intermediate_size);
-        let input = down.linear.weight.prepare_swiglu(kernels, gated, buffers);
-        let normed = work.normed.fit(rows * config.hidden_size);
-        down.forward(input, normed, &mut kept.low[Target::Down.index()], &mut work.dropped);
-        kernels.add(normed, &kept.middle);
-        std::mem::swap(&mut work.normed, &mut work.x);
     }
 }

@@ -53,11 +53,14 @@ pub(crate) const GROUP: usize = 2 * LANES;
 /// Inputs are filled up to a multiple of this: the depth of a tile register.
 pub(crate) const STEP: usize = 32;
 /// Activation rows of a block.
-const BLOCK_ROWS: usize = 16;
+pub(crate) const BLOCK_ROWS: usize = 16;
 /// Pairs of a row in a square.
 const SQUARE_PAIRS: usize = STEP / 2;
 /// Pairs of a square.
 const SQUARE: usize = BLOCK_ROWS * SQUARE_PAIRS;
+
+/// Sixteen pairs of sixteen rows.
+pub(crate) type Square = [u32; SQUARE];
 
 /// Weights `(rows, cols)` rounded to bf16 and packed for [`Kernels::matmul_bf16`](crate::Kernels::matmul_bf16); cheap to clone.
 #[derive(Clone)]

@@ -79,8 +79,8 @@ pub(crate) fn run_rounded(
         out.fill(0.0);
     }
     if !out.is_empty() && inputs > 0 {
-        let out = SharedMut::new(out);
-        Product { isa, x, w, direction, outputs, accumulate, out }.run(pool, num_pairs(inputs));
+        let factors = Factors { isa, x, w, direction };
+        Product { factors, accumulate, out: SharedMut::new(out) }.run(pool);
     }
 }
 
@@ -94,90 +94,151 @@ impl Direction {
     }
 }
 
-struct Product<'a> {
-    isa: Isa,
-    x: &'a Rounded,
-    w: &'a Bf16Matrix,
-    direction: Direction,
-    outputs: usize,
-    accumulate: bool,
-    out: SharedMut<'a>,
-}
-
 /// A group of outputs and some of its pairs.
 type GroupPart = (usize, Range<usize>);
 
-impl Product<'_> {
-    /// Goes through the depth part by part, so that the activations of a part stay in the second-level caches for all groups.
-    fn run(&self, pool: &Pool, num_pairs: usize) {
-        // Equal parts, whose number depends on the weights alone.
-        let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(super::STEP / 2);
-        for first in (0..num_pairs).step_by(step) {
-            let pairs = |first: usize| first..num_pairs.min(first + step);
-            self.groups(pool, pairs(first), pairs(first + step));
-        }
+/// Activations and the weights that multiply them.
+#[derive(Clone, Copy)]
+pub(crate) struct Factors<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) x: &'a Rounded,
+    pub(crate) w: &'a Bf16Matrix,
+    pub(crate) direction: Direction,
+}
+
+impl Factors<'_> {
+    pub(crate) fn outputs(&self) -> usize {
+        self.direction.shape(self.w).1
     }
 
-    /// Multiplies some pairs of all groups; `after` are the pairs that follow, if there are some.
-    fn groups(&self, pool: &Pool, pairs: Range<usize>, after: Range<usize>) {
-        let num_groups = self.outputs.div_ceil(GROUP);
+    pub(crate) fn num_groups(&self) -> usize {
+        self.outputs().div_ceil(GROUP)
+    }
+
+    fn num_pairs(&self) -> usize {
+        num_pairs(self.direction.shape(self.w).0)
+    }
+
+    /// Pairs of a part: parts are equal, and their number depends on the weights alone.
+    fn part_pairs(&self) -> usize {
+        let num_pairs = self.num_pairs();
+        num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(super::STEP / 2)
+    }
+
+    /// The part that begins with a pair; nothing behind the last.
+    fn part_from(&self, first: usize) -> Range<usize> {
+        let end = self.num_pairs();
+        first.min(end)..end.min(first + self.part_pairs())
+    }
+
+    /// Runs groups in tasks, with the group that comes next; behind the end those begin again, counted on.
+    pub(crate) fn groups(&self, pool: &Pool, pairs: usize, run: impl Fn(usize, usize) + Sync) {
+        let num_groups = self.num_groups();
         let balanced = num_groups.div_ceil(pool.num_threads() * TASKS_PER_THREAD);
-        let enough = MIN_TASK.div_ceil(2 * GROUP * pairs.len() * self.x.rows());
+        let enough = MIN_TASK.div_ceil((2 * GROUP * pairs * self.x.rows()).max(1));
         let task_groups = balanced.max(enough).min(num_groups);
         let num_tasks = num_groups.div_ceil(task_groups);
         pool.run(num_tasks, |task| {
-            let groups = task * task_groups..num_groups.min((task + 1) * task_groups);
             // Most likely this thread comes to that task next.
             let next = task + pool.num_threads();
-            let next = match next < num_tasks {
-                true => (next * task_groups, pairs.clone()),
-                false => ((next - num_tasks) * task_groups, after.clone()),
-            };
+            let next =
+                if next < num_tasks { next * task_groups } else { num_groups + (next - num_tasks) * task_groups };
+            let groups = task * task_groups..num_groups.min((task + 1) * task_groups);
             with_tiles(self.isa, || {
-                for group in groups.clone() {
-                    let in_task = (group + 1 < groups.end).then(|| (group + 1, pairs.clone()));
-                    self.part((group, pairs.clone()), in_task.unwrap_or_else(|| next.clone()));
-                }
+                groups.clone().for_each(|group| run(group, if group + 1 < groups.end { group + 1 } else { next }));
             });
         });
     }
 
-    /// Multiplies all rows with a part.
-    fn part(&self, (group, pairs): GroupPart, next: GroupPart) {
-        // Behind the end nothing follows.
-        let follows = !next.1.is_empty() && next.0 < self.outputs.div_ceil(GROUP);
+    /// What is read first of a group; nothing where there is none.
+    pub(crate) fn ahead(&self, group: usize) -> Ahead {
+        self.ahead_of((group, self.part_from(0)))
+    }
+
+    fn ahead_of(&self, (group, pairs): GroupPart) -> Ahead {
         match self.direction {
-            Direction::Forward => {
-                let next = if follows { self.w.ahead(next.0, next.1) } else { Ahead::none() };
-                self.rows((group, pairs.clone()), self.w.lines(group, pairs), next);
-            }
+            _ if pairs.is_empty() || group >= self.num_groups() => Ahead::none(),
+            Direction::Forward => self.w.ahead(group, pairs),
+            Direction::Backward => self.w.ahead_of_columns(group, pairs),
+        }
+    }
+
+    /// Computes a group of outputs for all rows; `next` is read after it.
+    ///
+    /// **Shapes**: `sums` `(rows, GROUP)`. **Panics** if that does not fit.
+    pub(crate) fn group(&self, group: usize, next: Ahead, sums: &mut [f32]) {
+        assert_eq!(sums.len(), self.x.rows() * GROUP, "sums of a group");
+        for first in (0..self.num_pairs()).step_by(self.part_pairs()) {
+            let after = self.part_from(first + self.part_pairs());
+            let next = if after.is_empty() { next } else { self.ahead_of((group, after)) };
+            let place = Place { start: sums.as_mut_ptr(), stride: GROUP, add: first > 0 };
+            // SAFETY: the sums have a group of floats for each row, and are borrowed.
+            unsafe { self.part((group, self.part_from(first)), next, (place, GROUP)) };
+        }
+    }
+
+    /// Multiplies all rows with a part.
+    ///
+    /// # Safety
+    /// As [`multiply_to`], for all rows.
+    unsafe fn part(&self, (group, pairs): GroupPart, next: Ahead, place: (Place, usize)) {
+        match self.direction {
+            // SAFETY: the caller's promise.
+            Direction::Forward => unsafe { self.rows(self.w.lines(group, pairs.clone()), pairs, next, place) },
             Direction::Backward => TURNED.with_borrow_mut(|turned| {
                 let (upper, lower) = turned.fit(2 * pairs.len() * LANES).split_at_mut(pairs.len() * LANES);
                 let mut halves = [upper, lower];
                 turn(self.isa, self.w, group, pairs.clone(), &mut halves);
-                let next = if follows { self.w.ahead_of_columns(next.0, next.1) } else { Ahead::none() };
-                self.rows((group, pairs), halves.map(|half| &*half), next);
+                // SAFETY: the caller's promise.
+                unsafe { self.rows(halves.map(|half| &*half), pairs, next, place) };
             }),
         }
     }
 
-    fn rows(&self, (group, pairs): GroupPart, lines: [&[u32]; 2], mut next: Ahead) {
-        let add = self.accumulate || pairs.start > 0;
-        let outputs = group * GROUP..self.outputs.min((group + 1) * GROUP);
-        let (stride, num_rows) = (self.outputs, self.x.rows());
-        for first in (0..num_rows).step_by(ROWS) {
-            let rows = first..num_rows.min(first + ROWS);
+    /// # Safety
+    /// As [`Factors::part`].
+    unsafe fn rows(&self, lines: [&[u32]; 2], pairs: Range<usize>, mut next: Ahead, (place, width): (Place, usize)) {
+        for first in (0..self.x.rows()).step_by(ROWS) {
+            let rows = first..self.x.rows().min(first + ROWS);
             let (x, block_len) = self.x.part(rows.clone(), pairs.clone());
             let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len(), next };
             // Once is enough.
             next = Ahead::none();
-            let (from, to) = (rows.start * stride, (rows.end - 1) * stride);
-            let start = self.out.pointer(from + outputs.start..to + outputs.end);
-            let place = Place { start, stride, add };
-            // SAFETY: `Kernels` has an instruction set of this processor; tasks have disjoint groups, and `pointer` asserted that they
-            // lie in the output.
-            unsafe { multiply_to(multiply(self.isa), &part, place, outputs.len()) };
+            // SAFETY: `Kernels` has an instruction set of this processor; the rest is the caller's promise.
+            unsafe { multiply_to(multiply(self.isa), &part, place.at_row(first), width) };
         }
+    }
+}
+
+struct Product<'a> {
+    factors: Factors<'a>,
+    accumulate: bool,
+    out: SharedMut<'a>,
+}
+
+impl Product<'_> {
+    /// Goes through the depth part by part, so that the activations of a part stay in the second-level caches for all groups.
+    fn run(&self, pool: &Pool) {
+        let factors = &self.factors;
+        for first in (0..factors.num_pairs()).step_by(factors.part_pairs()) {
+            let (pairs, after) = (factors.part_from(first), factors.part_from(first + factors.part_pairs()));
+            factors.groups(pool, pairs.len(), |group, next| {
+                let next = match next.checked_sub(factors.num_groups()) {
+                    Some(group) => (group, after.clone()),
+                    None => (next, pairs.clone()),
+                };
+                self.part((group, pairs.clone()), factors.ahead_of(next));
+            });
+        }
+    }
+
+    fn part(&self, (group, pairs): GroupPart, next: Ahead) {
+        let (stride, rows) = (self.factors.outputs(), self.factors.x.rows());
+        let outputs = group * GROUP..stride.min((group + 1) * GROUP);
+        let start = self.out.pointer(outputs.start..(rows - 1) * stride + outputs.end);
+        let place = Place { start, stride, add: self.accumulate || pairs.start > 0 };
+        // SAFETY: tasks have disjoint groups, and `pointer` asserted that they lie in the output.
+        unsafe { self.factors.part((group, pairs), next, (place, outputs.len())) };
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, has_rounding, num_pairs, pair};
+use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, Square, has_rounding, num_pairs, pair};
 use crate::shared::SharedMut;
 use crate::source::{Source, TASK_ELEMENTS};
 use crate::table::Table;
@@ -97,6 +97,25 @@ impl<'a> Rounding<'a> {
         (out.rows, out.cols) = (rows, cols);
         let block_len = block_len(cols);
         Rounding { isa, blocks: SharedMut::new(&mut out.pairs[..rows.div_ceil(BLOCK_ROWS) * block_len]), block_len }
+    }
+
+    /// Takes rows that were rounded before, to be replaced square by square.
+    pub(crate) fn over(isa: Isa, rows: &'a mut Rounded) -> Rounding<'a> {
+        let block_len = block_len(rows.cols);
+        let len = rows.rows.div_ceil(BLOCK_ROWS) * block_len;
+        Rounding { isa, blocks: SharedMut::new(&mut rows.pairs[..len]), block_len }
+    }
+
+    /// The square of a block of rows that has some columns.
+    ///
+    /// # Safety
+    /// Nobody else uses it.
+    #[allow(clippy::mut_from_ref, reason = "that squares are disjoint is the caller's contract")]
+    pub(crate) unsafe fn square(&self, block: usize, index: usize) -> &mut Square {
+        let start = block * self.block_len + index * SQUARE;
+        // SAFETY: the caller's promise.
+        let square = unsafe { self.blocks.part(start..start + SQUARE) };
+        square.try_into().expect("invariant: the part is as long as a square")
     }
 
     /// Rounds a part of a row, from a multiple of [`STEP`] on, as many columns as whole squares have or up to the end of the row.

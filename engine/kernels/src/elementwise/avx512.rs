@@ -37,12 +37,18 @@ pub(crate) fn rms_factor(x: &[f32], eps: f32) -> f32 {
 pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "gate and up");
     for (gate, up) in gate.chunks_mut(LANES).zip(up.chunks(LANES)) {
-        let x = load_first(gate);
-        let denominator = _mm512_add_ps(_mm512_set1_ps(1.0), exp(_mm512_sub_ps(_mm512_setzero_ps(), x)));
-        let value = _mm512_mul_ps(_mm512_div_ps(x, denominator), load_first(up));
+        let value = gated(load_first(gate), load_first(up));
         // SAFETY: the mask covers the floats that the chunk holds.
         unsafe { _mm512_mask_storeu_ps(gate.as_mut_ptr(), first_lanes(gate.len()), value) };
     }
+}
+
+/// `silu(gate) * up`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+pub(crate) fn gated(gate: __m512, up: __m512) -> __m512 {
+    let denominator = _mm512_add_ps(_mm512_set1_ps(1.0), exp(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
+    _mm512_mul_ps(_mm512_div_ps(gate, denominator), up)
 }
 
 /// As `scalar::add`.

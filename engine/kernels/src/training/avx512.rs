@@ -148,18 +148,24 @@ pub(super) fn exp_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
 pub(super) fn swiglu_backward(gate: &mut [f32], up: &mut [f32], d_out: &[f32]) {
     assert!(gate.len() == up.len() && gate.len() == d_out.len(), "gate, up and gradient");
     let whole = gate.len() / LANES * LANES;
-    let one = _mm512_set1_ps(1.0);
     for ((gate, up), d) in
         gate.as_chunks_mut::<LANES>().0.iter_mut().zip(up.as_chunks_mut::<LANES>().0).zip(d_out.as_chunks::<LANES>().0)
     {
-        let (g, u, d) = (load(gate), load(up), load(d));
-        let s = sigmoid(g);
-        let d_s = _mm512_mul_ps(d, s);
-        store(_mm512_mul_ps(d_s, g), up);
-        let slope = _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one);
-        store(_mm512_mul_ps(_mm512_mul_ps(d_s, u), slope), gate);
+        let [d_gate, d_up] = gated_backward([load(gate), load(up)], load(d));
+        store(d_gate, gate);
+        store(d_up, up);
     }
     super::scalar::swiglu_backward(&mut gate[whole..], &mut up[whole..], &d_out[whole..]);
+}
+
+/// The gradients of gate and up.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+#[inline]
+pub(super) fn gated_backward([gate, up]: [__m512; 2], d_out: __m512) -> [__m512; 2] {
+    let (one, s) = (_mm512_set1_ps(1.0), sigmoid(gate));
+    let d_s = _mm512_mul_ps(d_out, s);
+    let slope = _mm512_fmadd_ps(gate, _mm512_sub_ps(one, s), one);
+    [_mm512_mul_ps(_mm512_mul_ps(d_s, up), slope), _mm512_mul_ps(d_s, gate)]
 }
 
 /// As `dropout::scalar`: one mask of 32 bits for eight mixed numbers.

@@ -2,12 +2,13 @@
 
 use super::attention::Attended;
 use super::dropout::{LANES, Masked};
+use super::gated::{Floats, Gate};
 use super::table::TrainingTable;
 use super::{CausalAttention, Mask, Product, RowLosses};
-use crate::Kernels;
 use crate::bf16::round::{Rounded, Rounding};
 use crate::shared::SharedMut;
 use crate::table::Table;
+use crate::{Bf16Matrix, Kernels};
 
 /// Elements that are worth a task: a few microseconds.
 const TASK_ELEMENTS: usize = 1 << 13;
@@ -107,40 +108,45 @@ impl Kernels {
         });
     }
 
-    /// The gradients of gate and up, rounded; they themselves stay as they are.
+    /// A feed-forward block up to its gate, in bf16: `out = silu(gate) * up` rounded, where gate and up are the products of `x` with both
+    /// weights, in single precision; rounded, they are kept.
     ///
-    /// **Shapes**: `gate`, `up`, `d_out` `(rows, cols)`. **Panics** if a length does not fit.
-    pub fn swiglu_backward_round(
-        &self,
-        (gate, up): (&[f32], &[f32]),
-        d_out: &[f32],
-        rows: usize,
-        rounded: [&mut Rounded; 2],
-    ) {
-        /// Elements at a time, in the first-level cache: a multiple of what a square has.
-        const CHUNK: usize = 512;
-        let cols = d_out.len() / rows.max(1);
-        assert!(gate.len() == up.len() && gate.len() == d_out.len(), "gate, up and gradient");
-        assert_eq!(d_out.len(), rows * cols, "gradient of {rows} rows");
-        let (table, task_rows) = (self.training(), TASK_ELEMENTS.div_ceil(cols.max(1)));
-        let roundings = rounded.map(|rounded| Rounding::new(self.isa(), rounded, rows, cols));
-        self.pool().run(rows.div_ceil(task_rows), |task| {
-            let (mut d_gate, mut d_up) = ([0.0; CHUNK], [0.0; CHUNK]);
-            for row in task * task_rows..rows.min((task + 1) * task_rows) {
-                for first in (0..cols).step_by(CHUNK) {
-                    let range = row * cols + first..row * cols + cols.min(first + CHUNK);
-                    let (d_gate, d_up) = (&mut d_gate[..range.len()], &mut d_up[..range.len()]);
-                    d_gate.copy_from_slice(&gate[range.clone()]);
-                    d_up.copy_from_slice(&up[range.clone()]);
-                    // SAFETY: tasks have disjoint rows; the table is one that this processor can run.
-                    unsafe {
-                        (table.swiglu_backward)(d_gate, d_up, &d_out[range]);
-                        roundings[0].write(row, first, d_gate);
-                        roundings[1].write(row, first, d_up);
-                    }
-                }
-            }
-        });
+    /// **Shapes**: `x` `(rows, inputs)`, weights `(cols, inputs)`, `kept`, `out` `(rows, cols)`. **Panics** if one does not fit.
+    pub fn gated_rounded(&self, x: &Rounded, weights: [&Bf16Matrix; 2], kept: &mut [Rounded; 2], out: &mut Rounded) {
+        self.gate().forward(x, weights, kept, out);
+    }
+
+    /// [`Kernels::gated_rounded`] of gate and up that are there.
+    ///
+    /// **Shapes**: `gate`, `up` `(rows, cols)`. **Panics** if a length does not fit.
+    pub fn gate_rounded(&self, (gate, up): (&[f32], &[f32]), rows: usize, kept: &mut [Rounded; 2], out: &mut Rounded) {
+        self.gate().keep(&Floats { gate, up, rows }, kept, out);
+    }
+
+    /// `out = silu(gate) * up` of gate and up that were kept.
+    ///
+    /// **Shapes**: `out` `(rows, cols)`. **Panics** if a length does not fit.
+    pub fn gate_kept(&self, kept: &mut [Rounded; 2], out: &mut [f32]) {
+        self.gate().kept(kept, out);
+    }
+
+    /// The way back of [`Kernels::gated_rounded`], from the gradient of the whole block: gate and up that were kept become their
+    /// gradients.
+    ///
+    /// **Shapes**: `d_out` `(rows, outputs)`, `down` `(outputs, cols)`. **Panics** if one does not fit.
+    pub fn gated_backward(&self, d_out: &Rounded, down: &Bf16Matrix, kept: &mut [Rounded; 2]) {
+        self.gate().backward(d_out, down, kept);
+    }
+
+    /// [`Kernels::gated_backward`] from the gradient behind the gate; the gradients of gate and up go to `floats` too.
+    ///
+    /// **Shapes**: `d_out`, `floats` `(rows, cols)`. **Panics** if a length does not fit.
+    pub fn gate_backward(&self, d_out: &[f32], kept: &mut [Rounded; 2], floats: [&mut [f32]; 2]) {
+        self.gate().keep_backward(d_out, kept, floats);
+    }
+
+    fn gate(&self) -> Gate<'_> {
+        Gate { isa: self.isa(), tables: (Table::of(self.isa()), self.training()), pool: self.pool() }
     }
 
     /// `out = dropout(x)`, or adds it.

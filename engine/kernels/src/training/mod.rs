@@ -12,6 +12,7 @@ mod avx2;
 mod avx512;
 mod dropout;
 mod entry;
+mod gated;
 mod left;
 mod losses;
 mod pack;
