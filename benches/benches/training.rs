@@ -10,8 +10,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use bespoke_kernels::{
-    Attended, Bf16Matrix, CausalAttention, DType, Direction, Isa, Kernels, LogitGradient, Mask, Matrix, Product, Right,
-    Rounded, RowLosses, Tree, View,
+    Attended, Bf16Matrix, CausalAttention, DType, Direction, Isa, Kernels, LogitGradient, LowRank, LowRankGradients,
+    LowRankInputs, Mask, Matrix, Product, Right, Rounded, RowLosses, Tree, View,
 };
 use bespoke_model::ModelSource;
 use bespoke_testkit::TinyModel;
@@ -111,6 +111,21 @@ fn factors(c: &mut Criterion) {
             kernels.product(&Product { left, right: Right::Floats(right), accumulate: true }, black_box(&mut out));
         });
     }
+}
+
+/// Factors of one module forward and backward, with dropout: in bf16 as one kernel, against the sum of [`factors`] and [`dropout`].
+fn low_rank(c: &mut Criterion) {
+    let (x, a, d_out) = (floats(TOKENS * HIDDEN), floats(RANK * HIDDEN), floats(TOKENS * HIDDEN));
+    let (mut out, mut d_x, mut low) = (d_out.clone(), d_out.clone(), vec![0.0; TOKENS * RANK]);
+    let (mut of_a, mut of_b) = (a.clone(), a.clone());
+    let mask = Some(Mask { rate: 0.05, key: 7 });
+    products(c, "low_rank", 6 * TOKENS * HIDDEN * RANK, |kernels| {
+        let factors = LowRank { a: &a, b: &a, rank: RANK, scale: 2.0, mask };
+        kernels.low_rank(&factors, &x, &mut low, black_box(&mut out));
+        let inputs = LowRankInputs { x: &x, low: &low, d_out: &d_out };
+        let gradients = LowRankGradients { a: &mut of_a, b: &mut of_b };
+        kernels.low_rank_backward(&factors, &inputs, Some(black_box(&mut d_x)), gradients);
+    });
 }
 
 fn attention(c: &mut Criterion) {
@@ -237,6 +252,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
-    targets = frozen, factors, attention, gated, dropout, cross_entropy, step
+    targets = frozen, factors, low_rank, attention, gated, dropout, cross_entropy, step
 }
 criterion_main!(benches);

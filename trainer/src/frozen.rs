@@ -3,15 +3,15 @@
 use bespoke_kernels::{Bf16Matrix, Buffer, Direction, Kernels, LogitGradient, Matrix, Product, Right, Rounded, View};
 use serde::{Deserialize, Serialize};
 
-/// What products with frozen weights, and those of attention, are computed in. All else is single precision: factors, norms, softmax,
-/// losses.
+/// What products with frozen weights and with factors, and those of attention, are computed in. All else is single precision: the
+/// values of factors, norms, softmax, losses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Compute {
     /// Single precision: exact.
     #[default]
     F32,
-    /// Factors of those products rounded to bf16, their sums in single precision; weights are kept in bf16.
+    /// What is multiplied is rounded to bf16, sums are in single precision; weights, and gate and up, are kept in bf16.
     Bf16,
 }
 

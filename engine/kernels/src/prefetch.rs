@@ -18,7 +18,7 @@ pub(crate) fn for_reading<T>(slice: &[T]) {
 
 /// Asks the first-level cache for all lines of a slice, and for the right to write them.
 #[inline]
-pub(crate) fn for_writing<T>(slice: &[T]) {
+pub(crate) fn for_writing<T>(slice: *const [T]) {
     #[cfg(target_arch = "x86_64")]
     for line in lines(slice) {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
@@ -31,7 +31,7 @@ pub(crate) fn for_writing<T>(slice: &[T]) {
 
 #[cfg(target_arch = "x86_64")]
 #[inline]
-fn lines<T>(slice: &[T]) -> impl Iterator<Item = *const i8> {
-    let start = slice.as_ptr().cast::<i8>();
-    (0..size_of_val(slice)).step_by(LINE).map(move |at| start.wrapping_add(at))
+fn lines<T>(slice: *const [T]) -> impl Iterator<Item = *const i8> {
+    let start = slice.cast::<i8>();
+    (0..slice.len() * size_of::<T>()).step_by(LINE).map(move |at| start.wrapping_add(at))
 }

@@ -22,6 +22,7 @@ pub fn argmax(values: &[f32]) -> usize {
 }
 
 /// The largest number, negative infinity if there is none.
+#[inline(always)]
 pub(crate) fn max(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (whole, rest) = values.as_chunks::<LANES>();

@@ -1,11 +1,11 @@
 //! A frozen linear module with its factors: `y = W x + b + scale B A dropout(x)`, and its gradients.
 
-use bespoke_kernels::{Buffer, Kernels, Product, Right, View};
+use bespoke_kernels::{Buffer, Kernels, LowRank, LowRankGradients, LowRankInputs, Product, Right, View};
 
 use super::Adapted;
 use crate::base::BaseLinear;
 use crate::frozen::Rows;
-use crate::lora::{Factors, Lora};
+use crate::lora::Factors;
 use crate::random::Dropout;
 use crate::target::Target;
 
@@ -51,19 +51,21 @@ impl<'a> Module<'a> {
         if let Some(bias) = &self.linear.bias {
             self.kernels.add_bias(out, bias);
         }
-        let Some((Adapted { lora, dropout }, factors)) = self.adapted else { return };
-        let x = x.floats();
-        let rows = x.len() / inputs;
-        let (r, scale) = (lora.rank(), lora.scale());
+        let Some((adapted, factors)) = self.adapted else { return };
+        let (lora, x) = (adapted.lora, x.floats());
+        let (rows, r) = (x.len() / inputs, lora.rank());
+        let low = low.fit(rows * r);
+        if w.packed().is_some() {
+            return self.kernels.low_rank(&low_rank(adapted, factors), x, low, out);
+        }
         let a = View::new(&lora.values[factors.a.clone()], r, inputs);
         let b = View::new(&lora.values[factors.b.clone()], w.outputs(), r);
-        let view = match dropout {
+        let view = match adapted.dropout {
             Some(dropout) => View::new(self.drop_rows(dropout, factors, x, dropped), rows, inputs),
             None => View::new(x, rows, inputs),
         };
-        let low = low.fit(rows * r);
         self.kernels.product(&floats(view, a.transposed(), false), low);
-        low.iter_mut().for_each(|low| *low *= scale);
+        low.iter_mut().for_each(|low| *low *= lora.scale());
         self.kernels.product(&floats(View::new(low, rows, r), b.transposed(), true), out);
     }
 
@@ -71,38 +73,60 @@ impl<'a> Module<'a> {
     pub(super) fn backward(
         &self,
         inputs: &Inputs<'_>,
-        d_x: Option<(&mut [f32], bool)>,
+        mut d_x: Option<(&mut [f32], bool)>,
         gradients: &mut [f32],
         buffers: Buffers<'_>,
     ) {
         let w = &self.linear.weight;
-        let d_low = self.adapted.map(|(Adapted { lora, dropout }, factors)| {
-            let rows = inputs.d_out.floats().len() / w.outputs();
-            let d_out = View::new(inputs.d_out.floats(), rows, w.outputs());
-            let (r, b) = (lora.rank(), View::new(&lora.values[factors.b.clone()], w.outputs(), lora.rank()));
-            let low = View::new(inputs.low, rows, r);
-            self.kernels.product(&floats(d_out.transposed(), low, true), &mut gradients[factors.b.clone()]);
-            let d_low = buffers.d_low.fit(rows * r);
-            self.kernels.product(&floats(d_out, b, false), d_low);
-            d_low.iter_mut().for_each(|d| *d *= lora.scale());
-            let x = match dropout {
-                Some(dropout) => self.drop_rows(dropout, factors, inputs.x, buffers.dropped),
-                None => inputs.x,
-            };
-            let d_low_view = View::new(d_low, rows, r).transposed();
-            let x = View::new(x, rows, w.inputs());
-            self.kernels.product(&floats(d_low_view, x, true), &mut gradients[factors.a.clone()]);
-            (lora, dropout, factors, &*d_low)
-        });
-        let Some((d_x, accumulate)) = d_x else { return };
-        w.backward(self.kernels, inputs.d_out, accumulate, d_x);
-        if let Some((lora, dropout, factors, d_low)) = d_low {
-            self.through_factors(
-                (lora, dropout, factors),
-                View::new(d_low, d_low.len() / lora.rank(), lora.rank()),
-                d_x,
-                buffers.dropped,
-            );
+        if let Some((d_x, accumulate)) = &mut d_x {
+            w.backward(self.kernels, inputs.d_out, *accumulate, d_x);
+        }
+        let Some((adapted, factors)) = self.adapted else { return };
+        let d_x = d_x.map(|(d_x, _)| d_x);
+        if w.packed().is_some() {
+            let [a, b] = gradients
+                .get_disjoint_mut([factors.a.clone(), factors.b.clone()])
+                .expect("invariant: an adapter's factors lie apart");
+            let inputs = LowRankInputs { x: inputs.x, low: inputs.low, d_out: inputs.d_out.floats() };
+            let gradients = LowRankGradients { a, b };
+            return self.kernels.low_rank_backward(&low_rank(adapted, factors), &inputs, d_x, gradients);
+        }
+        self.factors_backward((adapted, factors), inputs, d_x, (gradients, buffers));
+    }
+
+    /// The way back through the factors in single precision.
+    fn factors_backward(
+        &self,
+        (Adapted { lora, dropout }, factors): (Adapted<'_>, &Factors),
+        inputs: &Inputs<'_>,
+        d_x: Option<&mut [f32]>,
+        (gradients, buffers): (&mut [f32], Buffers<'_>),
+    ) {
+        let w = &self.linear.weight;
+        let rows = inputs.d_out.floats().len() / w.outputs();
+        let d_out = View::new(inputs.d_out.floats(), rows, w.outputs());
+        let (r, b) = (lora.rank(), View::new(&lora.values[factors.b.clone()], w.outputs(), lora.rank()));
+        let low = View::new(inputs.low, rows, r);
+        self.kernels.product(&floats(d_out.transposed(), low, true), &mut gradients[factors.b.clone()]);
+        let d_low = buffers.d_low.fit(rows * r);
+        self.kernels.product(&floats(d_out, b, false), d_low);
+        d_low.iter_mut().for_each(|d| *d *= lora.scale());
+        let x = match dropout {
+            Some(dropout) => self.drop_rows(dropout, factors, inputs.x, buffers.dropped),
+            None => inputs.x,
+        };
+        let d_low = View::new(d_low, rows, r);
+        let x = View::new(x, rows, w.inputs());
+        self.kernels.product(&floats(d_low.transposed(), x, true), &mut gradients[factors.a.clone()]);
+        let Some(d_x) = d_x else { return };
+        let a = View::new(&lora.values[factors.a.clone()], r, w.inputs());
+        match dropout {
+            None => self.kernels.product(&floats(d_low, a, true), d_x),
+            Some(dropout) => {
+                let through = buffers.dropped.fit(d_x.len());
+                self.kernels.product(&floats(d_low, a, false), through);
+                self.kernels.dropout(&dropout.mask(module(factors)), through, true, d_x);
+            }
         }
     }
 
@@ -112,24 +136,16 @@ impl<'a> Module<'a> {
         self.kernels.dropout(&dropout.mask(module(factors)), x, false, dropped);
         dropped
     }
+}
 
-    /// Adds the gradient of the input that goes through the factors.
-    fn through_factors(
-        &self,
-        (lora, dropout, factors): (&Lora, Option<Dropout>, &Factors),
-        d_low: View<'_>,
-        d_x: &mut [f32],
-        buffer: &mut Buffer,
-    ) {
-        let a = View::new(&lora.values[factors.a.clone()], lora.rank(), self.linear.weight.inputs());
-        match dropout {
-            None => self.kernels.product(&floats(d_low, a, true), d_x),
-            Some(dropout) => {
-                let through = buffer.fit(d_x.len());
-                self.kernels.product(&floats(d_low, a, false), through);
-                self.kernels.dropout(&dropout.mask(module(factors)), through, true, d_x);
-            }
-        }
+/// The factors as the kernels in bf16 take them.
+fn low_rank<'a>(Adapted { lora, dropout }: Adapted<'a>, factors: &Factors) -> LowRank<'a> {
+    LowRank {
+        a: &lora.values[factors.a.clone()],
+        b: &lora.values[factors.b.clone()],
+        rank: lora.rank(),
+        scale: lora.scale(),
+        mask: dropout.map(|dropout| dropout.mask(module(factors))),
     }
 }
 

@@ -6,7 +6,7 @@ use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, Square, has_rounding, num_pa
 use crate::shared::SharedMut;
 use crate::source::{Source, TASK_ELEMENTS};
 use crate::table::Table;
-use crate::{Buffer, Isa, Pool};
+use crate::{Buffer, Isa, Pool, prefetch};
 
 /// Rounded rows, reused from product to product; they grow to the largest shape they have held.
 #[derive(Default)]
@@ -116,6 +116,14 @@ impl<'a> Rounding<'a> {
         // SAFETY: the caller's promise.
         let square = unsafe { self.blocks.part(start..start + SQUARE) };
         square.try_into().expect("invariant: the part is as long as a square")
+    }
+
+    /// Asks the caches for a square that is written soon, if there is one.
+    pub(crate) fn ask(&self, block: usize, index: usize) {
+        if index * SQUARE < self.block_len {
+            let start = block * self.block_len + index * SQUARE;
+            prefetch::for_writing(std::ptr::slice_from_raw_parts(self.blocks.pointer(start..start + SQUARE), SQUARE));
+        }
     }
 
     /// Rounds a part of a row, from a multiple of [`STEP`] on, as many columns as whole squares have or up to the end of the row.

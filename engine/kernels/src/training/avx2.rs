@@ -6,6 +6,7 @@ use super::dropout::{self, Masked};
 use super::scalar;
 use super::table::{PANEL_COLS, TILE_ROWS, Tile};
 use crate::elementwise::avx2::{add_lanes, exp};
+use crate::reduce;
 use crate::shared::Place;
 
 const LANES: usize = 8;
@@ -226,6 +227,12 @@ pub(super) fn exp_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
     store(value, &mut last);
     rest.copy_from_slice(&last[..rest.len()]);
     add_lanes(_mm256_add_ps(sums, value))
+}
+
+/// As `reduce::max`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn max(values: &[f32]) -> f32 {
+    reduce::max(values)
 }
 
 /// As `scalar::scale`.

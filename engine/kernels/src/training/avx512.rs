@@ -3,8 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::dropout::{self, FACTORS, MIX_STEP, Masked};
+use super::scalar;
 use super::table::{PANEL_COLS, TILE_ROWS, Tile};
 use crate::elementwise::avx512::{exp, exp_or_zero};
+use crate::reduce;
 use crate::shared::Place;
 
 const LANES: usize = 16;
@@ -122,6 +124,18 @@ unsafe fn term<const N: usize, const P: usize>(
     }
 }
 
+/// As `reduce::max`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(super) fn max(values: &[f32]) -> f32 {
+    reduce::max(values)
+}
+
+/// As `scalar::scale`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(super) fn scale(x: &mut [f32], factor: f32) {
+    scalar::scale(x, factor);
+}
+
 /// As `scalar::exp_sum`, with sixteen partial sums; what would be a subnormal number is zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) fn exp_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
@@ -155,7 +169,7 @@ pub(super) fn swiglu_backward(gate: &mut [f32], up: &mut [f32], d_out: &[f32]) {
         store(d_gate, gate);
         store(d_up, up);
     }
-    super::scalar::swiglu_backward(&mut gate[whole..], &mut up[whole..], &d_out[whole..]);
+    scalar::swiglu_backward(&mut gate[whole..], &mut up[whole..], &d_out[whole..]);
 }
 
 /// The gradients of gate and up.

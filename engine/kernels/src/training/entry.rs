@@ -3,6 +3,7 @@
 use super::attention::Attended;
 use super::dropout::{LANES, Masked};
 use super::gated::{Floats, Gate};
+use super::low_rank::{self, LowRank, LowRankGradients, LowRankInputs};
 use super::table::TrainingTable;
 use super::{CausalAttention, Mask, Product, RowLosses};
 use crate::bf16::round::{Rounded, Rounding};
@@ -163,6 +164,30 @@ impl Kernels {
             // SAFETY: as in `swiglu_into`.
             unsafe { (table.dropout)(&masked, out.part(range)) };
         });
+    }
+
+    /// Adds to `out` what factors of low rank make of `x`, in bf16; `low` is kept for the backward pass.
+    ///
+    /// **Shapes**: `x` `(rows, inputs)`, `low` `(rows, rank)`, `out` `(rows, outputs)`. **Panics** if a length does not fit.
+    pub fn low_rank(&self, factors: &LowRank<'_>, x: &[f32], low: &mut [f32], out: &mut [f32]) {
+        factors.forward(self.low_rank_run(), x, low, out);
+    }
+
+    /// Adds the gradients of the factors of [`Kernels::low_rank`], and where it is wanted that of the input.
+    ///
+    /// **Shapes**: `d_x` as `x`. **Panics** if a length does not fit.
+    pub fn low_rank_backward(
+        &self,
+        factors: &LowRank<'_>,
+        inputs: &LowRankInputs<'_>,
+        d_x: Option<&mut [f32]>,
+        gradients: LowRankGradients<'_>,
+    ) {
+        factors.backward(self.low_rank_run(), inputs, d_x, gradients);
+    }
+
+    fn low_rank_run(&self) -> low_rank::Run<'_> {
+        low_rank::Run { isa: self.isa(), tables: (Table::of(self.isa()), self.training()), pool: self.pool() }
     }
 
     /// Log-probabilities of the targets, and their gradients.

@@ -3,7 +3,7 @@
 use super::table::TrainingTable;
 use crate::bf16::round::{Rounded, Rounding};
 use crate::shared::SharedMut;
-use crate::{Isa, Pool, reduce};
+use crate::{Isa, Pool};
 
 /// Logits that stay in a first-level cache, whose exponentials are added up in single precision before the sum goes on in double. A
 /// multiple of the columns of a square.
@@ -11,7 +11,7 @@ const PART: usize = 1024;
 
 /// Rows of logits and the tokens that were to come.
 pub struct RowLosses<'a> {
-    /// Logits `(targets.len(), vocab)`; what they hold afterwards means nothing, unless the gradient is left there.
+    /// Logits `(targets.len(), vocab)`, which stay as they are unless the gradient takes their place.
     pub logits: &'a mut [f32],
     /// The token that came after each row.
     pub targets: &'a [u32],
@@ -29,12 +29,6 @@ pub enum LogitGradient<'a> {
     InPlace,
     /// Rounded to bf16, as rows of a product.
     Rounded(&'a mut Rounded),
-}
-
-/// Exponentials of one part of a row, added up.
-struct PartSum {
-    highest: f32,
-    sum: f32,
 }
 
 impl RowLosses<'_> {
@@ -56,37 +50,49 @@ impl RowLosses<'_> {
                 unsafe { (logits.part(row * vocab..(row + 1) * vocab), logprobs.part(row..row + 1)) };
             let target = targets[row] as usize;
             let logit = f64::from(logits[target]);
-            let parts = exponentials(table, logits);
-            // What is not a number is in a sum, though never the highest.
-            let highest = parts.iter().map(|part| part.highest).fold(f32::NEG_INFINITY, f32::max);
-            let weight = |part: &PartSum| f64::from(part.highest - highest).exp();
-            let sum: f64 = parts.iter().map(|part| f64::from(part.sum) * weight(part)).sum();
+            let (highest, sum) = exp_sum(table, logits);
             logprob[0] = (logit - f64::from(highest) - sum.ln()) as f32;
             if !in_place && rounding.is_none() {
                 return;
             }
-            for (index, (logits, part)) in logits.chunks_mut(PART).zip(&parts).enumerate() {
+            let mut made = [0.0; PART];
+            for (index, logits) in logits.chunks_mut(PART).enumerate() {
+                let made = &mut made[..logits.len()];
+                made.copy_from_slice(logits);
                 // SAFETY: `Kernels` chose the table among those that this processor can run.
-                unsafe { (table.scale)(logits, (-weight(part) / sum) as f32) };
-                if target / PART == index {
-                    logits[target % PART] += 1.0;
+                unsafe {
+                    (table.exp_sum)(made, 1.0, highest);
+                    (table.scale)(made, (-1.0 / sum) as f32);
                 }
-                if let Some(rounding) = &rounding {
+                if target / PART == index {
+                    made[target % PART] += 1.0;
+                }
+                match &rounding {
                     // SAFETY: tasks have disjoint rows.
-                    unsafe { rounding.write(row, index * PART, logits) };
+                    Some(rounding) => unsafe { rounding.write(row, index * PART, made) },
+                    None => logits.copy_from_slice(made),
                 }
             }
         });
     }
 }
 
-/// Replaces the logits of each part by exponentials, its highest logit subtracted.
-fn exponentials(table: &TrainingTable, logits: &mut [f32]) -> Vec<PartSum> {
-    let part_sum = |part: &mut [f32]| {
-        // Where nothing is above negative infinity nothing is subtracted, which leaves zeros.
-        let highest = reduce::max(part).max(f32::MIN);
+/// The highest logit of a row, and the sum of the exponentials of all, the highest subtracted. Logits are read alone: those of a row
+/// do not stay in a cache, and to write exponentials back would take longer than to compute them again.
+fn exp_sum(table: &TrainingTable, logits: &[f32]) -> (f32, f64) {
+    let mut part = [0.0; PART];
+    let (mut highest, mut sum) = (f32::MIN, 0.0);
+    for logits in logits.chunks(PART) {
+        let part = &mut part[..logits.len()];
+        part.copy_from_slice(logits);
+        // What is not a number is in the sum, though never the highest.
+        let highest_before = highest;
         // SAFETY: `Kernels` chose the table among those that this processor can run.
-        PartSum { highest, sum: unsafe { (table.exp_sum)(part, 1.0, highest) } }
-    };
-    logits.chunks_mut(PART).map(part_sum).collect()
+        let part_sum = unsafe {
+            highest = (table.max)(part).max(highest);
+            (table.exp_sum)(part, 1.0, highest)
+        };
+        sum = sum * f64::from(highest_before - highest).exp() + f64::from(part_sum);
+    }
+    (highest, sum)
 }

@@ -7,7 +7,10 @@
 use std::arch::x86_64::*;
 
 use super::view::View;
-use crate::bf16::{self, GROUP, LANES, STEP};
+use crate::ahead::Ahead;
+use crate::bf16::product::{ROWS, multiply_to};
+use crate::bf16::{self, GROUP, LANES, Part, STEP};
+use crate::shared::{Place, SharedMut};
 use crate::{Buffer, Isa};
 
 /// Pairs of a square.
@@ -63,13 +66,68 @@ impl Squares {
     }
 
     /// All squares, as those of a left factor, and the length of a block.
-    pub(super) fn left(&self) -> (&[u32], usize) {
+    fn left(&self) -> (&[u32], usize) {
         (&self.pairs, self.block_len)
     }
 
     /// Thirty-two columns of a right factor, for the first `pairs` of the depth, whole squares.
     pub(super) fn lines(&self, group: usize, pairs: usize) -> [&[u32]; 2] {
         [2 * group, 2 * group + 1].map(|block| &self.pairs[block * self.block_len..][..pairs * LANES])
+    }
+}
+
+/// The squares of a left factor.
+#[derive(Clone, Copy)]
+pub(super) struct LeftSquares<'a> {
+    pub(super) squares: &'a [u32],
+    pub(super) block_len: usize,
+    pub(super) rows: usize,
+}
+
+/// Where the sums of a product go: rows of some columns.
+pub(super) struct Target<'a> {
+    pub(super) sums: &'a mut [f32],
+    /// Of a row.
+    pub(super) stride: usize,
+    /// The first column, and how many there are.
+    pub(super) first: usize,
+    pub(super) width: usize,
+    pub(super) add: bool,
+}
+
+impl<'a> Target<'a> {
+    /// Overwrites all columns.
+    pub(super) fn new(sums: &'a mut [f32], stride: usize) -> Target<'a> {
+        Target { sums, stride, first: 0, width: stride, add: false }
+    }
+
+    /// The columns of a group.
+    pub(super) fn group(sums: &'a mut [f32], stride: usize, group: usize) -> Target<'a> {
+        let first = group * GROUP;
+        Target { sums, stride, first, width: GROUP.min(stride - first), add: false }
+    }
+}
+
+impl<'a> LeftSquares<'a> {
+    pub(super) fn of(squares: &'a Squares, rows: usize) -> LeftSquares<'a> {
+        let (squares, block_len) = squares.left();
+        LeftSquares { squares, block_len, rows }
+    }
+
+    /// Multiplies all rows with up to thirty-two columns, given for as much of the depth as they are long.
+    pub(super) fn product(&self, isa: Isa, lines: [&[u32]; 2], target: Target<'_>) {
+        let pairs = lines[0].len() / LANES;
+        let (stride, add) = (target.stride, target.add);
+        let sums = SharedMut::new(target.sums);
+        for first in (0..self.rows).step_by(ROWS) {
+            let rows = ROWS.min(self.rows - first);
+            let x = &self.squares[first / LANES * self.block_len..];
+            let part = Part { x, block_len: self.block_len, rows, lines, pairs, next: Ahead::none() };
+            let at = first * stride + target.first;
+            let start = sums.pointer(at..at + (rows - 1) * stride + target.width);
+            // SAFETY: `Kernels` has an instruction set of this processor; the rows lie in the sums, which are borrowed mutably.
+            unsafe { multiply_to(bf16::multiply(isa), &part, Place { start, stride, add }, target.width) };
+        }
     }
 }
 

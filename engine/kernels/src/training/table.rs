@@ -59,6 +59,8 @@ pub(super) struct TrainingTable {
     pub(super) interleave: unsafe fn(&[f32], usize, usize, &mut [f32]),
     /// Transposes 16 rows of `len` floats (`stride` apart) into a panel `(len, 16)`.
     pub(super) transpose: unsafe fn(&[f32], usize, usize, &mut [f32]),
+    /// The largest number, negative infinity if there is none.
+    pub(super) max: unsafe fn(&[f32]) -> f32,
     /// `x = exp(x * scale - shift)`; returns the sum.
     pub(super) exp_sum: unsafe fn(&mut [f32], f32, f32) -> f32,
     /// `x *= factor`.
@@ -94,6 +96,7 @@ static SCALAR: TrainingTable = TrainingTable {
     tile: scalar::tile,
     interleave: scalar::interleave,
     transpose: scalar::transpose,
+    max: crate::reduce::max,
     exp_sum: scalar::exp_sum,
     scale: scalar::scale,
     dot: scalar::dot,
@@ -108,6 +111,7 @@ static AVX2: TrainingTable = TrainingTable {
     tile: super::avx2::tile,
     interleave: super::avx2::interleave,
     transpose: super::avx2::transpose,
+    max: super::avx2::max,
     exp_sum: super::avx2::exp_sum,
     scale: super::avx2::scale,
     dot: super::avx2::dot,
@@ -120,7 +124,9 @@ static AVX2: TrainingTable = TrainingTable {
 #[cfg(target_arch = "x86_64")]
 static AVX512: TrainingTable = TrainingTable {
     tile: super::avx512::tile,
+    max: super::avx512::max,
     exp_sum: super::avx512::exp_sum,
+    scale: super::avx512::scale,
     swiglu_backward: super::avx512::swiglu_backward,
     dropout: super::avx512::dropout,
     ..AVX2

@@ -7,11 +7,9 @@ use std::cell::RefCell;
 
 use super::softmax::{self, Factors, Known, Queries, Seen};
 use super::{Attended, Block, CausalAttention, Job, Segment};
-use crate::ahead::Ahead;
-use crate::bf16::product::{ROWS, multiply_to};
-use crate::bf16::{self, GROUP, LANES, Part, STEP};
-use crate::shared::{Place, SharedMut};
-use crate::training::squares::{Pairs, Squares, turn_columns};
+use crate::bf16::{self, GROUP, LANES, STEP};
+use crate::shared::SharedMut;
+use crate::training::squares::{LeftSquares, Pairs, Squares, Target, turn_columns};
 use crate::{Buffer, Isa, Pool, prefetch};
 
 /// Queries of one head that are computed together: the columns of a product.
@@ -107,14 +105,6 @@ impl Scratch {
     }
 }
 
-/// A left factor.
-#[derive(Clone, Copy)]
-struct Left<'a> {
-    squares: &'a [u32],
-    block_len: usize,
-    rows: usize,
-}
-
 impl Job<'_> {
     pub(super) fn forward_rounded(
         &self,
@@ -185,7 +175,7 @@ impl Job<'_> {
         let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
         self.prefetch(block, out);
         scratch.q_turned.fill(self.isa, &self.rows_of(args.q, &block.rows), Pairs::Columns, true);
-        let k = Left::of(k_rows, end);
+        let k = LeftSquares::of(k_rows, end);
         k.product(self.isa, scratch.q_turned.lines(0, head_pairs), Target::new(&mut scratch.scores, QUERIES));
         let (upper, lower) = scratch.lines[..keys * LANES].split_at_mut(keys / 2 * LANES);
         let scores = &scratch.scores.as_chunks::<QUERIES>().0[..keys];
@@ -197,7 +187,7 @@ impl Job<'_> {
             let log_sum = unsafe { log_sums.part(at..at + 1) };
             log_sum[0] = softmax.highest[i] + softmax.sums[i].ln();
         }
-        let v = Left::of(v_turned, args.head_dim);
+        let v = LeftSquares::of(v_turned, args.head_dim);
         v.product(self.isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
         self.write_turned(block, &softmax.sums.map(|sum| 1.0 / sum), &scratch.turned, out);
     }
@@ -220,9 +210,9 @@ impl Job<'_> {
         scratch.q_pairs.fill(isa, &q, Pairs::Rows, false);
         scratch.d_out_pairs.fill(isa, &d_out, Pairs::Rows, false);
         let lines = scratch.q_turned.lines(0, head_pairs);
-        Left::of(k_rows, end).product(isa, lines, Target::new(&mut scratch.scores, QUERIES));
+        LeftSquares::of(k_rows, end).product(isa, lines, Target::new(&mut scratch.scores, QUERIES));
         let lines = scratch.d_out_turned.lines(0, head_pairs);
-        Left::of(v_rows, end).product(isa, lines, Target::new(&mut scratch.d_p, QUERIES));
+        LeftSquares::of(v_rows, end).product(isa, lines, Target::new(&mut scratch.d_p, QUERIES));
 
         let [scores, d_p] = [&scratch.scores, &scratch.d_p].map(|values| &values.as_chunks::<QUERIES>().0[..keys]);
         let (p, d_scores) = (&mut scratch.p[..keys * LANES], &mut scratch.d_scores[..keys * LANES]);
@@ -231,13 +221,13 @@ impl Job<'_> {
         softmax::differentiate((isa, self.table), (scores, d_p), &self.known(block, attended), factors);
 
         // Of one square for each sixteen keys.
-        let left = |squares| Left { squares, block_len: LANES * LANES, rows: end };
+        let left = |squares| LeftSquares { squares, block_len: LANES * LANES, rows: end };
         for group in 0..len.div_ceil(GROUP) {
             let target = |sums| Target { add: true, ..Target::group(sums, len, group) };
             left(&*p).product(isa, scratch.d_out_pairs.lines(group, STEP / 2), target(d_v));
             left(&*d_scores).product(isa, scratch.q_pairs.lines(group, STEP / 2), target(d_k));
         }
-        Left::of(k_turned, len).product(isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
+        LeftSquares::of(k_turned, len).product(isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
         self.write_turned(block, &[1.0; QUERIES], &scratch.turned, d_q);
     }
 
@@ -267,53 +257,6 @@ impl Job<'_> {
                     None => out.copy_from_slice(&values[..out.len()]),
                 }
             }
-        }
-    }
-}
-
-/// Where the sums of a product go: rows of some columns.
-struct Target<'a> {
-    sums: &'a mut [f32],
-    /// Of a row.
-    stride: usize,
-    /// The first column, and how many there are.
-    first: usize,
-    width: usize,
-    add: bool,
-}
-
-impl<'a> Target<'a> {
-    /// Overwrites all columns.
-    fn new(sums: &'a mut [f32], stride: usize) -> Target<'a> {
-        Target { sums, stride, first: 0, width: stride, add: false }
-    }
-
-    /// The columns of a group.
-    fn group(sums: &'a mut [f32], stride: usize, group: usize) -> Target<'a> {
-        let first = group * GROUP;
-        Target { sums, stride, first, width: GROUP.min(stride - first), add: false }
-    }
-}
-
-impl<'a> Left<'a> {
-    fn of(squares: &'a Squares, rows: usize) -> Left<'a> {
-        let (squares, block_len) = squares.left();
-        Left { squares, block_len, rows }
-    }
-
-    /// Multiplies all rows with up to thirty-two columns, given for as much of the depth as they are long.
-    fn product(&self, isa: Isa, lines: [&[u32]; 2], target: Target<'_>) {
-        let pairs = lines[0].len() / LANES;
-        let (stride, add) = (target.stride, target.add);
-        let sums = SharedMut::new(target.sums);
-        for first in (0..self.rows).step_by(ROWS) {
-            let rows = ROWS.min(self.rows - first);
-            let x = &self.squares[first / LANES * self.block_len..];
-            let part = Part { x, block_len: self.block_len, rows, lines, pairs, next: Ahead::none() };
-            let at = first * stride + target.first;
-            let start = sums.pointer(at..at + (rows - 1) * stride + target.width);
-            // SAFETY: `Kernels` has an instruction set of this processor; the rows lie in the sums, which are borrowed mutably.
-            unsafe { multiply_to(bf16::multiply(isa), &part, Place { start, stride, add }, target.width) };
         }
     }
 }
