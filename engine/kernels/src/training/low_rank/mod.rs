@@ -9,7 +9,7 @@ mod tests;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::dropout::{Mask, Masked};
+use super::dropout::{LANES, Mask, Masked};
 use super::squares::{LeftSquares, Pairs, Squares, Target};
 use super::table::TrainingTable;
 use super::view::View;
@@ -18,8 +18,8 @@ use crate::shared::SharedMut;
 use crate::table::Table;
 use crate::{Buffer, Isa, Pool};
 
-/// Rows of a task: the depth of one step of a product along the rows.
-const ROWS: usize = 32;
+/// Most rows of a task: the depth of two steps of a product along the rows.
+const ROWS_MAX: usize = 64;
 /// Elements of the gradient of `A` that are worth a task.
 const TASK_ELEMENTS: usize = 1 << 12;
 /// Outputs whose gradients of `B` are worth a task.
@@ -147,11 +147,12 @@ impl LowRank<'_> {
         }
         let (d_x, part_len) = (d_x.map(SharedMut::new), self.a.len() + self.b.len());
         PARTS.with_borrow_mut(|parts| {
-            let parts = parts.fit(rows.div_ceil(ROWS) * part_len);
+            let task_rows = task_rows(rows);
+            let parts = parts.fit(rows.div_ceil(task_rows) * part_len);
             let shared = SharedMut::new(parts);
             self.with_factors(run.isa, Pairs::Rows, |factors| {
                 run.tasks(rows, |rows, scratch| {
-                    let task = rows.start / ROWS;
+                    let task = rows.start / task_rows;
                     // SAFETY: tasks have disjoint rows, and parts of their own.
                     let (part, d_x) = unsafe {
                         let d_x = d_x.as_ref().map(|d_x| d_x.part(of(&rows, inputs)));
@@ -247,12 +248,20 @@ impl LowRank<'_> {
 impl Run<'_> {
     /// Calls `task` with some rows after the other.
     fn tasks(&self, rows: usize, task: impl Fn(Range<usize>, &mut Scratch) + Sync) {
-        self.pool.run(rows.div_ceil(ROWS), |index| {
+        let task_rows = task_rows(rows);
+        self.pool.run(rows.div_ceil(task_rows), |index| {
             SCRATCH.with_borrow_mut(|scratch| {
-                with_tiles(self.isa, || task(index * ROWS..rows.min((index + 1) * ROWS), scratch));
+                with_tiles(self.isa, || task(index * task_rows..rows.min((index + 1) * task_rows), scratch));
             });
         });
     }
+}
+
+/// Rows of a task: as many for all, and an even number of tasks, which two threads share equally. The first elements of a task are at a
+/// place that dropout can begin with.
+fn task_rows(rows: usize) -> usize {
+    let num_tasks = rows.div_ceil(ROWS_MAX).next_multiple_of(2);
+    rows.div_ceil(num_tasks.max(1)).next_multiple_of(LANES).max(LANES)
 }
 
 /// Adds the parts of all tasks to the gradients, in order.
