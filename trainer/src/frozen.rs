@@ -146,20 +146,20 @@ impl Frozen {
             }
         }
     }
+}
 
-    /// `d_x = d_out w`, or adds it.
-    ///
-    /// **Shapes**: `d_out` `(rows, outputs)`, `d_x` `(rows, inputs)`. **Panics** if a length does not fit.
-    pub fn backward(&self, kernels: &Kernels, d_out: Rows<'_>, accumulate: bool, d_x: &mut [f32]) {
-        match self {
-            Frozen::Exact(matrix) => {
-                let left = View::new(d_out.floats(), d_out.floats().len() / matrix.rows(), matrix.rows());
-                kernels.product(&Product { left, right: Right::Weights(matrix), accumulate }, d_x);
-            }
-            Frozen::Packed(matrix) => {
-                kernels.matmul_rounded(d_out.rounded(), (matrix, Direction::Backward), accumulate, d_x);
-            }
-        }
+/// `d_x`: the sum of `d_out w` over several matrices of one kind.
+///
+/// **Shapes**: each `d_out` `(rows, outputs)` of its matrix, `d_x` `(rows, inputs)`. **Panics** if a length does not fit.
+pub(crate) fn backward(kernels: &Kernels, terms: &[(&Frozen, Rows<'_>)], d_x: &mut [f32]) {
+    let packed = terms.iter().map(|(w, d_out)| Some((d_out.rounded?, w.packed()?)));
+    if let Some(packed) = packed.collect::<Option<Vec<_>>>() {
+        return kernels.sum_rounded(&packed, Direction::Backward, d_x);
+    }
+    for (index, (w, d_out)) in terms.iter().enumerate() {
+        let Frozen::Exact(matrix) = w else { panic!("matrices of two kinds") };
+        let left = View::new(d_out.floats(), d_out.floats().len() / matrix.rows(), matrix.rows());
+        kernels.product(&Product { left, right: Right::Weights(matrix), accumulate: index > 0 }, d_x);
     }
 }
 

@@ -71,6 +71,8 @@ struct Work {
     d_low: Buffer,
     /// Inputs of frozen matrices, where these are in bf16.
     rounded: Rounded,
+    /// Gradients of q, k and v, rounded.
+    rounded_qkv: [Rounded; 3],
     /// `x` rounded, while it is a gradient.
     gradient: Rounded,
     /// Gate and up, or their gradients, where they are kept rounded but needed as they are `(T, F)`.

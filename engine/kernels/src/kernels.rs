@@ -148,7 +148,8 @@ impl Kernels {
     ///
     /// **Panics** if a length does not fit.
     pub fn matmul_rounded(&self, x: &Rounded, w: (&Bf16Matrix, Direction), accumulate: bool, out: &mut [f32]) {
-        bf16::run_rounded((self.isa, &self.pool), x, w, accumulate, out);
+        let factors = [bf16::product::Factors { isa: self.isa, x, w: w.0, direction: w.1 }];
+        bf16::run_rounded(&self.pool, &factors, accumulate, out);
     }
 
     /// Whether the instruction set has products in bf16, so that [`Kernels::matmul_bf16`] need not widen its factors to floats.

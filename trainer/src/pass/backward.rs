@@ -5,6 +5,7 @@ use bespoke_kernels::Attended;
 use super::linear::{Buffers, Inputs, Module};
 use super::{Adapted, Kept, Pass};
 use crate::batch::Batch;
+use crate::frozen::backward;
 use crate::target::Target;
 
 impl Pass<'_> {
@@ -56,7 +57,8 @@ impl Pass<'_> {
         let d_out = o.linear.weight.rows(&work.x, &work.gradient);
         let inputs = Inputs { x: &kept.heads, low: &kept.low[Target::O.index()], d_out };
         let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
-        o.backward(&inputs, Some((d_heads, false)), gradients, buffers);
+        backward(kernels, &[(&o.linear.weight, d_out)], d_heads);
+        o.backward(&inputs, Some(d_heads), gradients, buffers);
         let attended = Attended { out: &kept.heads, log_sums: &kept.log_sums, d_out: d_heads };
         let (d_q, d_k) = (work.d_q.fit(kept.q.len()), work.d_k.fit(kept.k.len()));
         let d_v = work.d_v.fit(kept.v.len());
@@ -76,16 +78,21 @@ impl Pass<'_> {
         let d_normed = work.d_normed.fit(work.x.len());
         // Below the first layer nothing is trained, so nothing there needs a gradient.
         let goes_on = layer > 0;
-        for (target, d_out) in [(Target::Q, &work.d_q), (Target::K, &work.d_k), (Target::V, &work.d_v)] {
-            let module = module(target);
-            if !goes_on && module.adapted.is_none() {
-                continue;
-            }
-            let d_out = module.linear.weight.prepare(kernels, d_out, module.linear.weight.outputs(), &mut work.rounded);
+        let modules = [Target::Q, Target::K, Target::V].map(|target| (target, module(target)));
+        let floats = [&*work.d_q, &*work.d_k, &*work.d_v];
+        let mut d_outs =
+            floats.into_iter().zip(&mut work.rounded_qkv).zip(&modules).map(|((d_out, rounded), (_, module))| {
+                let w = &module.linear.weight;
+                (w, w.prepare(kernels, d_out, w.outputs(), rounded))
+            });
+        let d_outs: [_; 3] = std::array::from_fn(|_| d_outs.next().expect("invariant: there are three"));
+        if goes_on {
+            backward(kernels, &d_outs, d_normed);
+        }
+        for ((target, module), (_, d_out)) in modules.iter().zip(d_outs) {
             let inputs = Inputs { x: normed, low: &kept.low[target.index()], d_out };
             let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
-            let d_x = goes_on.then_some((&mut *d_normed, target != Target::Q));
-            module.backward(&inputs, d_x, gradients, buffers);
+            module.backward(&inputs, goes_on.then_some(&mut *d_normed), gradients, buffers);
         }
         if goes_on {
             let norm = (&*kept.x, &*weights.attn_norm, config.norm_eps);

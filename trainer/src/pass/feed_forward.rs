@@ -8,7 +8,7 @@ use bespoke_kernels::{Bf16Matrix, Buffer, Kernels, Rounded};
 use super::linear::{Buffers, Inputs, Module};
 use super::{Adapted, Kept, Pass};
 use crate::base::Base;
-use crate::frozen::{Compute, RowBuffers, Rows};
+use crate::frozen::{Compute, RowBuffers, Rows, backward};
 use crate::target::Target;
 
 /// Gate and up of a block `(T, F)`, from its forward to its backward pass, in which they become their gradients.
@@ -116,7 +116,8 @@ impl<'a> Block<'a> {
             }
         }
         let inputs = Inputs { x: wide, low, d_out };
-        self.down.backward(&inputs, Some((d_wide, false)), gradients, buffers);
+        backward(self.kernels, &[(&self.down.linear.weight, d_out)], d_wide);
+        self.down.backward(&inputs, Some(&mut *d_wide), gradients, buffers);
         match self.compute {
             Compute::F32 => {
                 let [gate, up] = &mut kept.floats;
@@ -178,11 +179,13 @@ impl Pass<'_> {
         let d_normed = work.d_normed.fit(work.x.len());
         let low = |target: Target| &*kept.low[target.index()];
         let d_outs = block.gated_backward(d_out, (&mut kept.gated, low(Target::Down)), places, (gradients, buffers));
-        let modules = [(&block.gate, Target::Gate, false), (&block.up, Target::Up, true)];
-        for ((module, target, add), d_out) in modules.into_iter().zip(d_outs) {
+        let modules = [(&block.gate, Target::Gate), (&block.up, Target::Up)];
+        let terms = [0, 1].map(|index| (&modules[index].0.linear.weight, d_outs[index]));
+        backward(block.kernels, &terms, d_normed);
+        for ((module, target), d_out) in modules.into_iter().zip(d_outs) {
             let inputs = Inputs { x: normed, low: low(target), d_out };
             let buffers = Buffers { dropped: &mut work.dropped, d_low: &mut work.d_low };
-            module.backward(&inputs, Some((d_normed, add)), gradients, buffers);
+            module.backward(&inputs, Some(&mut *d_normed), gradients, buffers);
         }
         let norm = (&*kept.middle, &*weights.ffn_norm, config.norm_eps);
         let sum = (&mut *work.x, &mut work.gradient);

@@ -69,21 +69,16 @@ impl<'a> Module<'a> {
         self.kernels.product(&floats(View::new(low, rows, r), b.transposed(), true), out);
     }
 
-    /// Adds the gradients of the factors to `gradients`, and where `d_x` is wanted adds or writes the gradient of the input.
+    /// Adds the gradients of the factors to `gradients`, and where it is wanted what goes through them to the gradient of the input.
     pub(super) fn backward(
         &self,
         inputs: &Inputs<'_>,
-        mut d_x: Option<(&mut [f32], bool)>,
+        d_x: Option<&mut [f32]>,
         gradients: &mut [f32],
         buffers: Buffers<'_>,
     ) {
-        let w = &self.linear.weight;
-        if let Some((d_x, accumulate)) = &mut d_x {
-            w.backward(self.kernels, inputs.d_out, *accumulate, d_x);
-        }
         let Some((adapted, factors)) = self.adapted else { return };
-        let d_x = d_x.map(|(d_x, _)| d_x);
-        if w.packed().is_some() {
+        if self.linear.weight.packed().is_some() {
             let [a, b] = gradients
                 .get_disjoint_mut([factors.a.clone(), factors.b.clone()])
                 .expect("invariant: an adapter's factors lie apart");

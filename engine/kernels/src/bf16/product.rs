@@ -16,6 +16,8 @@ use crate::{Buffer, Isa, Pool};
 pub(crate) const PAIRS: usize = 768;
 /// Most rows between two readings of the same weights: with [`PAIRS`] pairs they take 768 KiB of a second-level cache.
 pub(crate) const ROWS: usize = 256;
+/// Bytes of activations that stay in a second-level cache beside weights and outputs.
+const ACTIVATIONS: usize = 1 << 20;
 /// Multiply-adds that are worth a task.
 const MIN_TASK: usize = 1 << 17;
 /// Tasks per thread where there is enough work, for balance.
@@ -58,28 +60,26 @@ pub(crate) fn run(
     }
     ROUNDED.with_borrow_mut(|rounded| {
         round::run((isa, table, pool), Source::Plain { x }, rows, rounded);
-        run_rounded((isa, pool), rounded, (w, direction), accumulate, out);
+        run_rounded(pool, &[Factors { isa, x: rounded, w, direction }], accumulate, out);
     });
 }
 
-/// Computes `out = x w^T`, or backwards `x w`, or adds it.
+/// Computes the sum of products, or adds it.
 ///
 /// **Panics** if a length does not fit.
-pub(crate) fn run_rounded(
-    (isa, pool): (Isa, &Pool),
-    x: &Rounded,
-    (w, direction): (&Bf16Matrix, Direction),
-    accumulate: bool,
-    out: &mut [f32],
-) {
-    let (inputs, outputs) = direction.shape(w);
-    assert!(x.rows() == 0 || x.cols() == inputs, "{} activations in a row for {w:?}", x.cols());
-    assert_eq!(Some(out.len()), x.rows().checked_mul(outputs), "outputs of {} rows for {w:?}", x.rows());
-    if inputs == 0 && !accumulate {
+pub(crate) fn run_rounded(pool: &Pool, factors: &[Factors<'_>], accumulate: bool, out: &mut [f32]) {
+    let Some(first) = factors.first() else { return };
+    let (rows, outputs) = (first.x.rows(), first.outputs());
+    assert_eq!(Some(out.len()), rows.checked_mul(outputs), "outputs of {rows} rows for {:?}", first.w);
+    for Factors { x, w, direction, .. } in factors {
+        let (inputs, its_outputs) = direction.shape(w);
+        assert!(x.rows() == 0 || x.cols() == inputs, "{} activations in a row for {w:?}", x.cols());
+        assert_eq!((x.rows(), its_outputs), (rows, outputs), "terms of a sum");
+    }
+    if factors.iter().all(|factors| factors.num_pairs() == 0) && !accumulate {
         out.fill(0.0);
     }
-    if !out.is_empty() && inputs > 0 {
-        let factors = Factors { isa, x, w, direction };
+    if !out.is_empty() {
         Product { factors, accumulate, out: SharedMut::new(out) }.run(pool);
     }
 }
@@ -122,7 +122,7 @@ impl Factors<'_> {
     /// Pairs of a part: parts are equal, and their number depends on the weights alone.
     fn part_pairs(&self) -> usize {
         let num_pairs = self.num_pairs();
-        num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(super::STEP / 2)
+        num_pairs.div_ceil(num_pairs.div_ceil(PAIRS).max(1)).next_multiple_of(super::STEP / 2)
     }
 
     /// The part that begins with a pair; nothing behind the last.
@@ -210,35 +210,64 @@ impl Factors<'_> {
     }
 }
 
+/// A sum of products.
 struct Product<'a> {
-    factors: Factors<'a>,
+    factors: &'a [Factors<'a>],
     accumulate: bool,
     out: SharedMut<'a>,
 }
 
 impl Product<'_> {
-    /// Goes through the depth part by part, so that the activations of a part stay in the second-level caches for all groups.
+    /// Goes through the depth of all products a few parts at a time, so that the activations of these stay in the second-level caches for
+    /// all groups, and the outputs of a group for these parts.
     fn run(&self, pool: &Pool) {
-        let factors = &self.factors;
-        for first in (0..factors.num_pairs()).step_by(factors.part_pairs()) {
-            let (pairs, after) = (factors.part_from(first), factors.part_from(first + factors.part_pairs()));
-            factors.groups(pool, pairs.len(), |group, next| {
-                let next = match next.checked_sub(factors.num_groups()) {
-                    Some(group) => (group, after.clone()),
-                    None => (next, pairs.clone()),
-                };
-                self.part((group, pairs.clone()), factors.ahead_of(next));
-            });
+        let pairs_max = ACTIVATIONS / (self.factors[0].x.rows() * size_of::<u32>());
+        let (mut done, total) = (0, self.parts().count());
+        while done < total {
+            let mut pairs = 0;
+            let fits = |(_, part): &(&Factors<'_>, Range<usize>)| {
+                pairs += part.len();
+                pairs <= pairs_max
+            };
+            let num = self.parts().skip(done).take_while(fits).count().max(1);
+            self.groups(pool, done..done + num);
+            done += num;
         }
     }
 
-    fn part(&self, (group, pairs): GroupPart, next: Ahead) {
-        let (stride, rows) = (self.factors.outputs(), self.factors.x.rows());
+    /// Parts of all products.
+    fn parts(&self) -> impl Iterator<Item = (&Factors<'_>, Range<usize>)> {
+        self.factors.iter().flat_map(|factors| {
+            let firsts = (0..factors.num_pairs()).step_by(factors.part_pairs().max(1));
+            firsts.map(move |first| (factors, factors.part_from(first)))
+        })
+    }
+
+    /// Multiplies some parts of all groups.
+    fn groups(&self, pool: &Pool, range: Range<usize>) {
+        let first = &self.factors[0];
+        let pairs = self.parts().skip(range.start).take(range.len()).map(|(_, pairs)| pairs.len()).sum();
+        first.groups(pool, pairs, |group, next| {
+            for (index, (factors, pairs)) in (range.clone()).zip(self.parts().skip(range.start)) {
+                let (part, group_of_next) = match (index + 1 < range.end, next.checked_sub(first.num_groups())) {
+                    (true, _) => (index + 1, group),
+                    (false, None) => (range.start, next),
+                    (false, Some(next)) => (range.end, next),
+                };
+                let next = self.parts().nth(part);
+                let next = next.map_or(Ahead::none(), |(factors, pairs)| factors.ahead_of((group_of_next, pairs)));
+                self.part(factors, (group, pairs), next, self.accumulate || index > 0);
+            }
+        });
+    }
+
+    fn part(&self, factors: &Factors<'_>, (group, pairs): GroupPart, next: Ahead, add: bool) {
+        let (stride, rows) = (factors.outputs(), factors.x.rows());
         let outputs = group * GROUP..stride.min((group + 1) * GROUP);
         let start = self.out.pointer(outputs.start..(rows - 1) * stride + outputs.end);
-        let place = Place { start, stride, add: self.accumulate || pairs.start > 0 };
+        let place = Place { start, stride, add };
         // SAFETY: tasks have disjoint groups, and `pointer` asserted that they lie in the output.
-        unsafe { self.factors.part((group, pairs), next, (place, outputs.len())) };
+        unsafe { factors.part((group, pairs), next, (place, outputs.len())) };
     }
 }
 

@@ -213,3 +213,29 @@ fn tile_registers_multiply_rows_of_any_number() {
         }
     }
 }
+
+/// Terms that are multiplied together and such that are not, as many activations as a cache takes.
+#[test]
+fn a_sum_of_products_is_its_terms_added_one_by_one() {
+    let mut random = Random(67);
+    for (rows, outputs, inputs) in [(37, 70, [50, 20, 64]), (300, 33, [900, 40, 1600])] {
+        let matrices = inputs.map(|inputs| random.matrix(DType::Bf16, inputs, outputs));
+        let x = inputs.map(|inputs| random.floats(rows * inputs));
+        for isa in available_isas() {
+            let kernels = Kernels::with_isa(isa, 2).unwrap();
+            let weights = Bf16Matrix::pack_all(&matrices.each_ref(), kernels.pool());
+            let rounded = x.each_ref().map(|x| {
+                let mut rounded = Rounded::new();
+                kernels.round(x, rows, &mut rounded);
+                rounded
+            });
+            let (mut expected, mut found) = (vec![f32::NAN; rows * outputs], vec![f32::NAN; rows * outputs]);
+            for (index, (x, w)) in rounded.iter().zip(&weights).enumerate() {
+                kernels.matmul_rounded(x, (w, Direction::Backward), index > 0, &mut expected);
+            }
+            let terms: Vec<_> = rounded.iter().zip(&weights).collect();
+            kernels.sum_rounded(&terms, Direction::Backward, &mut found);
+            assert!(found == expected, "{isa}, {rows} x {outputs}");
+        }
+    }
+}

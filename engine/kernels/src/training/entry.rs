@@ -6,10 +6,11 @@ use super::gated::{Floats, Gate};
 use super::low_rank::{self, LowRank, LowRankGradients, LowRankInputs};
 use super::table::TrainingTable;
 use super::{CausalAttention, Mask, Product, RowLosses};
+use crate::bf16::product::Factors;
 use crate::bf16::round::{Rounded, Rounding};
 use crate::shared::SharedMut;
 use crate::table::Table;
-use crate::{Bf16Matrix, Kernels};
+use crate::{Bf16Matrix, Direction, Kernels, bf16};
 
 /// Elements that are worth a task: a few microseconds.
 const TASK_ELEMENTS: usize = 1 << 13;
@@ -164,6 +165,15 @@ impl Kernels {
             // SAFETY: as in `swiglu_into`.
             unsafe { (table.dropout)(&masked, out.part(range)) };
         });
+    }
+
+    /// The sum of several products of [`Kernels::matmul_rounded`], in this order.
+    ///
+    /// **Shapes**: all `x` as many rows, all weights as many outputs. **Panics** if a length does not fit.
+    pub fn sum_rounded(&self, terms: &[(&Rounded, &Bf16Matrix)], direction: Direction, out: &mut [f32]) {
+        let factors: Vec<Factors<'_>> =
+            terms.iter().map(|&(x, w)| Factors { isa: self.isa(), x, w, direction }).collect();
+        bf16::run_rounded(self.pool(), &factors, false, out);
     }
 
     /// Adds to `out` what factors of low rank make of `x`, in bf16; `low` is kept for the backward pass.
