@@ -21,7 +21,7 @@ const ACTIVATIONS: usize = 1 << 20;
 /// Multiply-adds that are worth a task.
 const MIN_TASK: usize = 1 << 17;
 /// Tasks per thread where there is enough work, for balance.
-const TASKS_PER_THREAD: usize = 16;
+const TASKS_PER_THREAD: usize = 48;
 
 /// Which way rows go through a matrix `(rows, cols)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
