@@ -1,8 +1,9 @@
 //! The training pass: a whole forward and backward pass over plain slices, the base frozen, gradients for the adapter alone.
 //!
 //! Shape letters are those of `engine/model/src/lib.rs`; `S` is the number of predictions that count. [`Pass::forward`] keeps what the
-//! backward pass needs: the rows between the blocks, q, k, v, the output of attention, gate and up (rounded where products are in bf16). Norms, SwiGLU and probabilities
-//! are computed again. With checkpointing only the rows between the layers are kept, and each layer runs twice.
+//! backward pass needs: the rows between the blocks, q, k, v, the output of attention, gate and up (rounded where products are in
+//! bf16). Norms, SwiGLU and probabilities are computed again. With checkpointing only the rows between the layers are kept, and each
+//! layer runs twice.
 //!
 //! The head is fused: hidden states become log-probabilities *and* their unit gradients in chunks, so tokens x vocabulary is never
 //! held. A loss only scales the unit gradients ([`Pass::backward`] takes one factor for each prediction), whatever its kind.

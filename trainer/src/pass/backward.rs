@@ -5,7 +5,7 @@ use bespoke_kernels::Attended;
 use super::linear::{Buffers, Inputs, Module};
 use super::{Adapted, Kept, Pass};
 use crate::batch::Batch;
-use crate::frozen::backward;
+use crate::frozen::{Rows, backward};
 use crate::target::Target;
 
 impl Pass<'_> {
@@ -83,7 +83,10 @@ impl Pass<'_> {
         let mut d_outs =
             floats.into_iter().zip(&mut work.rounded_qkv).zip(&modules).map(|((d_out, rounded), (_, module))| {
                 let w = &module.linear.weight;
-                (w, w.prepare(kernels, d_out, w.outputs(), rounded))
+                match goes_on {
+                    true => (w, w.prepare(kernels, d_out, w.outputs(), rounded)),
+                    false => (w, Rows::exact(d_out)),
+                }
             });
         let d_outs: [_; 3] = std::array::from_fn(|_| d_outs.next().expect("invariant: there are three"));
         if goes_on {

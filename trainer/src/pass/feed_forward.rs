@@ -1,7 +1,7 @@
 //! The feed-forward block, forward and backward.
 //!
-//! In bf16, and where no module of the block has factors, products and gate are one kernel, and floats of the block's width are never
-//! written to memory.
+//! In bf16, and where no module of the block has factors or a bias, products and gate are one kernel, and floats of the block's width
+//! are never written to memory.
 
 use bespoke_kernels::{Bf16Matrix, Buffer, Kernels, Rounded};
 

@@ -57,7 +57,8 @@ impl Pass<'_> {
         logprobs
     }
 
-    /// Writes to `work.x`, and prepared to `work.gradient`, the gradient of the last layer's rows, each prediction's unit gradient times its factor.
+    /// Writes to `work.x`, and prepared to `work.gradient`, the gradient of the last layer's rows: each prediction's unit gradient times
+    /// its factor.
     pub(super) fn score_backward(&mut self, batch: &Batch, factors: &[f32]) {
         let (base, config) = (self.base, &self.base.config);
         let width = config.hidden_size;

@@ -14,7 +14,8 @@ fn adapter(base: &Base) -> Lora {
 }
 
 /// Modules without factors need their rows in one form alone, so that products in bf16 take other ways around them.
-const MODULES: [&[&str]; 5] = [&["all-linear"], &["q_proj", "v_proj"], &["o_proj"], &["down_proj"], &["gate_proj"]];
+const MODULES: [&[&str]; 6] =
+    [&["all-linear"], &["q_proj", "v_proj"], &["o_proj"], &["down_proj"], &["gate_proj"], &["up_proj"]];
 
 fn adapter_on(base: &Base, modules: &[&str]) -> Lora {
     let target_modules = modules.iter().map(|&module| module.to_owned()).collect();

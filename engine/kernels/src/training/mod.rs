@@ -1,8 +1,8 @@
 //! What training needs beyond serving: products in every orientation, attention over whole ragged batches with its backward
 //! pass, dropout, and the backward passes of norm, SwiGLU and cross-entropy.
 //!
-//! **Determinism.** As everywhere in this crate a number depends on its row alone, and a sum over rows walks them in order, so
-//! that a result does not depend on the number of threads. Weights stay as they are stored: a panel of them is decoded when
+//! **Determinism.** As everywhere in this crate a number depends on its row alone. A sum over rows walks them in order, in bf16 task by task,
+//! whose rows depend on how many there are, so that a result does not depend on the number of threads. Weights stay as they are stored: a panel of them is decoded when
 //! it is multiplied, so `f32`, `bf16` and block formats take the same path.
 
 mod attention;

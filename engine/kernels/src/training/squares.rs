@@ -115,7 +115,10 @@ impl<'a> LeftSquares<'a> {
     }
 
     /// Multiplies all rows with up to thirty-two columns, given for as much of the depth as they are long.
-    pub(super) fn product(&self, isa: Isa, lines: [&[u32]; 2], target: Target<'_>) {
+    ///
+    /// # Safety
+    /// It runs within [`with_tiles`](bf16::with_tiles).
+    pub(super) unsafe fn product(&self, isa: Isa, lines: [&[u32]; 2], target: Target<'_>) {
         let pairs = lines[0].len() / LANES;
         let (stride, add) = (target.stride, target.add);
         let sums = SharedMut::new(target.sums);
@@ -125,7 +128,8 @@ impl<'a> LeftSquares<'a> {
             let part = Part { x, block_len: self.block_len, rows, lines, pairs, next: Ahead::none() };
             let at = first * stride + target.first;
             let start = sums.pointer(at..at + (rows - 1) * stride + target.width);
-            // SAFETY: `Kernels` has an instruction set of this processor; the rows lie in the sums, which are borrowed mutably.
+            // SAFETY: `Kernels` has an instruction set of this processor; the rows lie in the sums, which are borrowed mutably; the
+            // tile registers are the caller's promise.
             unsafe { multiply_to(bf16::multiply(isa), &part, Place { start, stride, add }, target.width) };
         }
     }

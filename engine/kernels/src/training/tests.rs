@@ -264,12 +264,30 @@ fn gradients_that_are_rounded_where_they_are_made_are_the_same_rounded() {
 }
 
 #[test]
+fn a_logit_that_is_no_number_is_seen_in_the_loss() {
+    for isa in available_isas() {
+        let kernels = Kernels::with_isa(isa, 1).unwrap();
+        for wrong in [f32::NAN, f32::INFINITY] {
+            for at in [0, 1500] {
+                let (mut logits, mut logprobs) = (vec![0.0; 2100], [0.0]);
+                logits[at] = wrong;
+                let gradient = LogitGradient::InPlace;
+                kernels.row_losses(RowLosses { logits: &mut logits, targets: &[7], logprobs: &mut logprobs, gradient });
+                assert!(logprobs[0].is_nan(), "{isa}: {wrong} at {at} gives {}", logprobs[0]);
+            }
+        }
+    }
+}
+
+#[test]
 fn losses_of_rows_and_their_gradients() {
     let mut random = Random(7);
-    let (vocab, targets) = (2100, [3_u32, 2099]);
+    let (vocab, targets) = (2100, [1500_u32, 2099]);
     let mut logits: Vec<f32> = random.floats(2 * vocab).into_iter().map(|x| x * 4.0).collect();
     // A vocabulary may be filled up with what never comes; it may take a whole part.
     logits[vocab + 1000..vocab + 2060].fill(f32::NEG_INFINITY);
+    // So may the first part of a row.
+    logits[..1100].fill(f32::NEG_INFINITY);
     let log_prob = |x: &[f64], target: u32| x[target as usize] - x.iter().map(|x| x.exp()).sum::<f64>().ln();
     for isa in available_isas() {
         let kernels = Kernels::with_isa(isa, 2).unwrap();

@@ -176,7 +176,10 @@ impl Job<'_> {
         self.prefetch(block, out);
         scratch.q_turned.fill(self.isa, &self.rows_of(args.q, &block.rows), Pairs::Columns, true);
         let k = LeftSquares::of(k_rows, end);
-        k.product(self.isa, scratch.q_turned.lines(0, head_pairs), Target::new(&mut scratch.scores, QUERIES));
+        // SAFETY: jobs run within `with_tiles`.
+        unsafe {
+            k.product(self.isa, scratch.q_turned.lines(0, head_pairs), Target::new(&mut scratch.scores, QUERIES))
+        };
         let (upper, lower) = scratch.lines[..keys * LANES].split_at_mut(keys / 2 * LANES);
         let scores = &scratch.scores.as_chunks::<QUERIES>().0[..keys];
         let softmax =
@@ -188,7 +191,8 @@ impl Job<'_> {
             log_sum[0] = softmax.highest[i] + softmax.sums[i].ln();
         }
         let v = LeftSquares::of(v_turned, args.head_dim);
-        v.product(self.isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
+        // SAFETY: jobs run within `with_tiles`.
+        unsafe { v.product(self.isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES)) };
         self.write_turned(block, &softmax.sums.map(|sum| 1.0 / sum), &scratch.turned, out);
     }
 
@@ -210,9 +214,11 @@ impl Job<'_> {
         scratch.q_pairs.fill(isa, &q, Pairs::Rows, false);
         scratch.d_out_pairs.fill(isa, &d_out, Pairs::Rows, false);
         let lines = scratch.q_turned.lines(0, head_pairs);
-        LeftSquares::of(k_rows, end).product(isa, lines, Target::new(&mut scratch.scores, QUERIES));
+        // SAFETY: jobs run within `with_tiles`.
+        unsafe { LeftSquares::of(k_rows, end).product(isa, lines, Target::new(&mut scratch.scores, QUERIES)) };
         let lines = scratch.d_out_turned.lines(0, head_pairs);
-        LeftSquares::of(v_rows, end).product(isa, lines, Target::new(&mut scratch.d_p, QUERIES));
+        // SAFETY: jobs run within `with_tiles`.
+        unsafe { LeftSquares::of(v_rows, end).product(isa, lines, Target::new(&mut scratch.d_p, QUERIES)) };
 
         let [scores, d_p] = [&scratch.scores, &scratch.d_p].map(|values| &values.as_chunks::<QUERIES>().0[..keys]);
         let (p, d_scores) = (&mut scratch.p[..keys * LANES], &mut scratch.d_scores[..keys * LANES]);
@@ -224,10 +230,16 @@ impl Job<'_> {
         let left = |squares| LeftSquares { squares, block_len: LANES * LANES, rows: end };
         for group in 0..len.div_ceil(GROUP) {
             let target = |sums| Target { add: true, ..Target::group(sums, len, group) };
-            left(&*p).product(isa, scratch.d_out_pairs.lines(group, STEP / 2), target(d_v));
-            left(&*d_scores).product(isa, scratch.q_pairs.lines(group, STEP / 2), target(d_k));
+            // SAFETY: jobs run within `with_tiles`.
+            unsafe {
+                left(&*p).product(isa, scratch.d_out_pairs.lines(group, STEP / 2), target(d_v));
+                left(&*d_scores).product(isa, scratch.q_pairs.lines(group, STEP / 2), target(d_k));
+            }
         }
-        LeftSquares::of(k_turned, len).product(isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES));
+        // SAFETY: jobs run within `with_tiles`.
+        unsafe {
+            LeftSquares::of(k_turned, len).product(isa, [upper, lower], Target::new(&mut scratch.turned, QUERIES))
+        };
         self.write_turned(block, &[1.0; QUERIES], &scratch.turned, d_q);
     }
 

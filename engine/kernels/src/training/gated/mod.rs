@@ -56,15 +56,22 @@ impl Gate<'_> {
     pub(super) fn forward(&self, x: &Rounded, weights: [&Bf16Matrix; 2], kept: &mut [Rounded; 2], out: &mut Rounded) {
         let [gate, up] = weights.map(|w| Factors { isa: self.isa, x, w, direction: Direction::Forward });
         for w in weights {
-            assert_eq!((w.rows(), w.cols()), (weights[0].rows(), x.cols()), "rows of {} for {w:?}", x.cols());
+            let inputs = if x.rows() == 0 { w.cols() } else { x.cols() };
+            assert_eq!((w.rows(), w.cols()), (weights[0].rows(), inputs), "rows of {} for {w:?}", x.cols());
         }
         let (rows, cols) = (x.rows(), gate.outputs());
         let kept = kept.each_mut().map(|kept| Rounding::new(self.isa, kept, rows, cols));
         let out = Rounding::new(self.isa, out, rows, cols);
+        if rows == 0 {
+            return;
+        }
         gate.groups(self.pool, num_pairs(x.cols()), |group, next| {
             with_sums(rows, |sums| {
-                gate.group(group, up.ahead(group), &mut sums[0][..rows * GROUP]);
-                up.group(group, gate.ahead(next), &mut sums[1][..rows * GROUP]);
+                // SAFETY: `groups` runs this within `with_tiles`.
+                unsafe {
+                    gate.group(group, up.ahead(group), &mut sums[0][..rows * GROUP]);
+                    up.group(group, gate.ahead(next), &mut sums[1][..rows * GROUP]);
+                }
                 for (block, [gate, up]) in tiles(sums) {
                     kept.iter().chain([&out]).for_each(|rows| rows.ask(block, next));
                     // SAFETY: tasks have disjoint groups.
@@ -100,6 +107,9 @@ impl Gate<'_> {
     pub(super) fn backward(&self, d_out: &Rounded, down: &Bf16Matrix, kept: &mut [Rounded; 2]) {
         let down = Factors { isa: self.isa, x: d_out, w: down, direction: Direction::Backward };
         let rows = d_out.rows();
+        if rows == 0 {
+            return;
+        }
         assert_eq!(d_out.cols(), down.w.rows(), "gradient for {:?}", down.w);
         for kept in &*kept {
             assert_eq!((kept.rows(), kept.cols()), (rows, down.outputs()), "what was kept before {:?}", down.w);
@@ -107,7 +117,8 @@ impl Gate<'_> {
         let kept = kept.each_mut().map(|kept| Rounding::over(self.isa, kept));
         down.groups(self.pool, num_pairs(d_out.cols()), |group, next| {
             with_sums(rows, |sums| {
-                down.group(group, down.ahead(next), &mut sums[0][..rows * GROUP]);
+                // SAFETY: `groups` runs this within `with_tiles`.
+                unsafe { down.group(group, down.ahead(next), &mut sums[0][..rows * GROUP]) };
                 for (block, [d_out, _]) in tiles(sums) {
                     kept.iter().for_each(|rows| rows.ask(block, next));
                     // SAFETY: tasks have disjoint groups.

@@ -82,6 +82,21 @@ fn a_gate_in_one_kernel_is_its_steps_one_after_the_other() {
 }
 
 #[test]
+fn a_gate_of_no_rows_is_no_rows() {
+    let kernels = Kernels::new(1).unwrap();
+    let mut random = Random(3);
+    let matrices = [(64, 32), (64, 32), (8, 64)].map(|(rows, cols)| random.matrix(DType::Bf16, rows, cols));
+    let weights = Bf16Matrix::pack_all(&matrices.each_ref(), kernels.pool());
+    let (x, d_out) = (rounded(&kernels, &[], 0), rounded(&kernels, &[], 0));
+    let (mut kept, mut out) = ([rounded(&kernels, &[1.0; 4], 2), Rounded::new()], Rounded::new());
+    kernels.gated_rounded(&x, [&weights[0], &weights[1]], &mut kept, &mut out);
+    kernels.gated_backward(&d_out, &weights[2], &mut kept);
+    for rounded in kept.iter().chain([&out]) {
+        assert_eq!((rounded.rows(), rounded.cols()), (0, 64));
+    }
+}
+
+#[test]
 #[should_panic(expected = "what was kept before")]
 fn gates_of_another_shape_are_refused() {
     let kernels = Kernels::new(1).unwrap();

@@ -20,6 +20,8 @@ use crate::{Buffer, Isa, Pool};
 
 /// Most rows of a task: the depth of two steps of a product along the rows.
 const ROWS_MAX: usize = 64;
+/// Most floats that tasks leave before they are added up (8 MiB), unless one task leaves more.
+const PARTS_MAX: usize = 1 << 21;
 /// Elements of the gradient of `A` that are worth a task.
 const TASK_ELEMENTS: usize = 1 << 12;
 /// Outputs whose gradients of `B` are worth a task.
@@ -117,7 +119,7 @@ impl LowRank<'_> {
         let (rank, inputs, outputs) = (self.rank, self.inputs(), self.outputs());
         let (low, out) = (SharedMut::new(low), SharedMut::new(out));
         self.with_factors(run.isa, Pairs::Columns, |[a, b]| {
-            run.tasks(rows, |rows, scratch| {
+            run.tasks(rows, 0..num_tasks(rows), |_, rows, scratch| {
                 let Scratch { dropped, low: _, sums, left, .. } = scratch;
                 // SAFETY: tasks have disjoint rows.
                 let (low, out) = unsafe { (low.part(of(&rows, rank)), out.part(of(&rows, outputs))) };
@@ -145,28 +147,36 @@ impl LowRank<'_> {
         if let Some(d_x) = &d_x {
             assert_eq!(d_x.len(), x.len(), "gradient of {rows} rows");
         }
+        let LowRankGradients { a, b } = gradients;
         let (d_x, part_len) = (d_x.map(SharedMut::new), self.a.len() + self.b.len());
+        let at_once = (PARTS_MAX / part_len.max(1)).max(1);
+        let task = |(factors, parts): ([&Squares; 2], &SharedMut<'_>),
+                    index: usize,
+                    rows: Range<usize>,
+                    scratch: &mut Scratch| {
+            // SAFETY: tasks have disjoint rows, and parts of their own.
+            let (part, d_x) = unsafe {
+                let d_x = d_x.as_ref().map(|d_x| d_x.part(of(&rows, inputs)));
+                (parts.part(index * part_len..(index + 1) * part_len), d_x)
+            };
+            let inputs_of = LowRankInputs {
+                x: &x[of(&rows, inputs)],
+                low: &low[of(&rows, self.rank)],
+                d_out: &d_out[of(&rows, outputs)],
+            };
+            self.rows_backward(run, (&rows, factors, scratch), &inputs_of, (d_x, part));
+        };
         PARTS.with_borrow_mut(|parts| {
-            let task_rows = task_rows(rows);
-            let parts = parts.fit(rows.div_ceil(task_rows) * part_len);
-            let shared = SharedMut::new(parts);
             self.with_factors(run.isa, Pairs::Rows, |factors| {
-                run.tasks(rows, |rows, scratch| {
-                    let task = rows.start / task_rows;
-                    // SAFETY: tasks have disjoint rows, and parts of their own.
-                    let (part, d_x) = unsafe {
-                        let d_x = d_x.as_ref().map(|d_x| d_x.part(of(&rows, inputs)));
-                        (shared.part(task * part_len..(task + 1) * part_len), d_x)
-                    };
-                    let inputs_of = LowRankInputs {
-                        x: &x[of(&rows, inputs)],
-                        low: &low[of(&rows, self.rank)],
-                        d_out: &d_out[of(&rows, outputs)],
-                    };
-                    self.rows_backward(run, (&rows, factors, scratch), &inputs_of, (d_x, part));
-                });
+                let num_tasks = num_tasks(rows);
+                for first in (0..num_tasks).step_by(at_once) {
+                    let tasks = first..num_tasks.min(first + at_once);
+                    let parts = parts.fit(tasks.len() * part_len);
+                    let shared = SharedMut::new(parts);
+                    run.tasks(rows, tasks, |index, rows, scratch| task((factors, &shared), index, rows, scratch));
+                    add_parts(run, self.rank, [&mut *a, &mut *b], parts);
+                }
             });
-            add_parts(run, self.rank, gradients, parts);
         });
     }
 
@@ -246,27 +256,31 @@ impl LowRank<'_> {
 }
 
 impl Run<'_> {
-    /// Calls `task` with some rows after the other.
-    fn tasks(&self, rows: usize, task: impl Fn(Range<usize>, &mut Scratch) + Sync) {
+    /// Runs some of the tasks of all rows: `task` gets the place among them, and its rows.
+    fn tasks(&self, rows: usize, tasks: Range<usize>, task: impl Fn(usize, Range<usize>, &mut Scratch) + Sync) {
         let task_rows = task_rows(rows);
-        self.pool.run(rows.div_ceil(task_rows), |index| {
+        self.pool.run(tasks.len(), |index| {
+            let first = (tasks.start + index) * task_rows;
             SCRATCH.with_borrow_mut(|scratch| {
-                with_tiles(self.isa, || task(index * task_rows..rows.min((index + 1) * task_rows), scratch));
+                with_tiles(self.isa, || task(index, first..rows.min(first + task_rows), scratch));
             });
         });
     }
 }
 
-/// Rows of a task: as many for all, and an even number of tasks, which two threads share equally. The first elements of a task are at a
-/// place that dropout can begin with.
+/// Rows of a task: about as many for all, and mostly an even number of tasks, which two threads share equally. The first elements of a
+/// task are at a place that dropout can begin with.
 fn task_rows(rows: usize) -> usize {
     let num_tasks = rows.div_ceil(ROWS_MAX).next_multiple_of(2);
     rows.div_ceil(num_tasks.max(1)).next_multiple_of(LANES).max(LANES)
 }
 
+fn num_tasks(rows: usize) -> usize {
+    rows.div_ceil(task_rows(rows))
+}
+
 /// Adds the parts of all tasks to the gradients, in order.
-fn add_parts(run: Run<'_>, rank: usize, gradients: LowRankGradients<'_>, parts: &[f32]) {
-    let LowRankGradients { a, b } = gradients;
+fn add_parts(run: Run<'_>, rank: usize, [a, b]: [&mut [f32]; 2], parts: &[f32]) {
     let (a_len, part_len) = (a.len(), a.len() + b.len());
     let outputs = b.len() / rank.max(1);
     let (a, b) = (SharedMut::new(a), SharedMut::new(b));
@@ -314,7 +328,8 @@ fn multiply(
 ) {
     for group in 0..cols.div_ceil(GROUP) {
         let target = Target { add, ..Target::group(out, cols, group) };
-        left.product(isa, right.lines(group, num_pairs(depth)), target);
+        // SAFETY: every task runs within `with_tiles`.
+        unsafe { left.product(isa, right.lines(group, num_pairs(depth)), target) };
     }
 }
 
