@@ -73,7 +73,7 @@ pub struct Base {
     pub rope: Rope,
     /// The opposite one, for gradients.
     pub rope_inverse: Rope,
-    /// What products with its weights, and those of attention, are computed in.
+    /// What products with its weights and with factors, and those of attention, are computed in.
     pub compute: Compute,
     /// What runs it.
     pub kernels: Kernels,

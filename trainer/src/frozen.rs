@@ -154,7 +154,7 @@ impl Frozen {
 pub(crate) fn backward(kernels: &Kernels, terms: &[(&Frozen, Rows<'_>)], d_x: &mut [f32]) {
     let packed = terms.iter().map(|(w, d_out)| Some((d_out.rounded?, w.packed()?)));
     if let Some(packed) = packed.collect::<Option<Vec<_>>>() {
-        return kernels.sum_rounded(&packed, Direction::Backward, d_x);
+        return kernels.sum_backward(&packed, d_x);
     }
     for (index, (w, d_out)) in terms.iter().enumerate() {
         let Frozen::Exact(matrix) = w else { panic!("matrices of two kinds") };

@@ -171,7 +171,7 @@ pub struct TrainRecipe {
     pub save_steps: u64,
     /// Stop after so many evaluations without a gain; 0 for never.
     pub patience: u64,
-    /// What products with the frozen weights, and those of attention, are computed in.
+    /// What products with frozen weights and factors, and those of attention, are computed in.
     pub compute: Compute,
     /// Keep only the rows between layers and compute the rest twice.
     pub checkpointing: bool,

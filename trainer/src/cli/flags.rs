@@ -79,7 +79,7 @@ pub(crate) struct RecipeFlags {
     /// Threads; 0 for one per core.
     #[arg(long)]
     threads: Option<i64>,
-    /// What products with the frozen weights, and those of attention, are computed in.
+    /// What products with frozen weights and factors, and those of attention, are computed in.
     #[arg(long, value_enum)]
     compute: Option<Compute>,
     /// Keep only the rows between layers and compute the rest twice: less memory, a third slower.

@@ -112,7 +112,7 @@ impl<'a> Block<'a> {
         if self.down.adapted.is_some() {
             match self.compute {
                 Compute::F32 => self.kernels.swiglu_into(&kept.floats[0], &kept.floats[1], wide),
-                Compute::Bf16 => self.kernels.gate_kept(&mut kept.rounded, wide),
+                Compute::Bf16 => self.kernels.gate_kept(&kept.rounded, wide),
             }
         }
         let inputs = Inputs { x: wide, low, d_out };

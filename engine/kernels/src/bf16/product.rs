@@ -112,7 +112,7 @@ impl Factors<'_> {
         self.direction.shape(self.w).1
     }
 
-    pub(crate) fn num_groups(&self) -> usize {
+    fn num_groups(&self) -> usize {
         self.outputs().div_ceil(GROUP)
     }
 

@@ -47,6 +47,12 @@ impl Rounded {
             .map(move |pair| self.pairs[start + pair / SQUARE_PAIRS * SQUARE + pair % SQUARE_PAIRS])
     }
 
+    /// The square of a block of rows that has some columns.
+    pub(crate) fn square(&self, block: usize, index: usize) -> &Square {
+        let start = block * block_len(self.cols) + index * SQUARE;
+        self.pairs[start..start + SQUARE].try_into().expect("invariant: the part is as long as a square")
+    }
+
     /// The squares from those of some rows and pairs on, both at the beginning of a square, and the length of a block.
     pub(crate) fn part(&self, rows: Range<usize>, pairs: Range<usize>) -> (&[u32], usize) {
         let block_len = block_len(self.cols);

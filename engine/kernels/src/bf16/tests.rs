@@ -234,7 +234,7 @@ fn a_sum_of_products_is_its_terms_added_one_by_one() {
                 kernels.matmul_rounded(x, (w, Direction::Backward), index > 0, &mut expected);
             }
             let terms: Vec<_> = rounded.iter().zip(&weights).collect();
-            kernels.sum_rounded(&terms, Direction::Backward, &mut found);
+            kernels.sum_backward(&terms, &mut found);
             assert!(found == expected, "{isa}, {rows} x {outputs}");
         }
     }

@@ -128,7 +128,7 @@ impl Kernels {
     /// `out = silu(gate) * up` of gate and up that were kept.
     ///
     /// **Shapes**: `out` `(rows, cols)`. **Panics** if a length does not fit.
-    pub fn gate_kept(&self, kept: &mut [Rounded; 2], out: &mut [f32]) {
+    pub fn gate_kept(&self, kept: &[Rounded; 2], out: &mut [f32]) {
         self.gate().kept(kept, out);
     }
 
@@ -167,10 +167,12 @@ impl Kernels {
         });
     }
 
-    /// The sum of several products of [`Kernels::matmul_rounded`], in this order.
+    /// The sum of `x w` over several `x` and `w`, in this order: products of [`Kernels::matmul_rounded`], backwards.
     ///
-    /// **Shapes**: all `x` as many rows, all weights as many outputs. **Panics** if a length does not fit.
-    pub fn sum_rounded(&self, terms: &[(&Rounded, &Bf16Matrix)], direction: Direction, out: &mut [f32]) {
+    /// **Shapes**: `x` `(rows, outputs)` of its `w` `(outputs, inputs)`, `out` `(rows, inputs)`. **Panics** if there are no terms, or a
+    /// length does not fit.
+    pub fn sum_backward(&self, terms: &[(&Rounded, &Bf16Matrix)], out: &mut [f32]) {
+        let direction = Direction::Backward;
         let factors: Vec<Factors<'_>> =
             terms.iter().map(|&(x, w)| Factors { isa: self.isa(), x, w, direction }).collect();
         bf16::run_rounded(self.pool(), &factors, false, out);

@@ -77,8 +77,8 @@ impl RowLosses<'_> {
     }
 }
 
-/// The highest logit of a row, and the sum of the exponentials of all, the highest subtracted. Logits are read alone: those of a row
-/// do not stay in a cache, and to write exponentials back would take longer than to compute them again.
+/// The highest logit of a row, and the sum of the exponentials of all, the highest subtracted. Logits stay as they are: to write
+/// exponentials back would take longer than to compute them again.
 fn exp_sum(table: &TrainingTable, logits: &[f32]) -> (f32, f64) {
     let mut part = [0.0; PART];
     let (mut highest, mut sum) = (f32::MIN, 0.0);

@@ -169,18 +169,17 @@ impl Gate<'_> {
     /// `silu(gate) * up` of what was kept, as rows of floats.
     ///
     /// **Panics** if a shape does not fit.
-    pub(super) fn kept(&self, kept: &mut [Rounded; 2], out: &mut [f32]) {
+    pub(super) fn kept(&self, kept: &[Rounded; 2], out: &mut [f32]) {
         let (rows, cols) = (kept[0].rows(), kept[0].cols());
         assert_eq!(out.len(), rows * cols, "output of {rows} rows of {cols}");
-        let kept = kept.each_mut().map(|kept| Rounding::over(self.isa, kept));
+        assert_eq!((kept[1].rows(), kept[1].cols()), (rows, cols), "gate and up");
         let out = SharedMut::new(out);
         self.squares(rows, cols, |(block, group), rows, cols_of| {
-            // SAFETY: tasks have disjoint squares.
-            let [mut gate, up] = kept.each_ref().map(|kept| self.widen(unsafe { kept.square(block, group) }));
+            let [mut gate, up] = kept.each_ref().map(|kept| self.widen(kept.square(block, group)));
             // SAFETY: the tables are those that this processor can run.
             unsafe { (self.tables.0.swiglu)(&mut gate, &up) };
             for (line, tile) in lines(rows, cols, cols_of.clone()).zip(gate.as_chunks::<GROUP>().0) {
-                // SAFETY: as above.
+                // SAFETY: tasks have disjoint squares.
                 unsafe { out.part(line) }.copy_from_slice(&tile[..cols_of.len()]);
             }
         });

@@ -61,7 +61,7 @@ fn a_gate_in_one_kernel_is_its_steps_one_after_the_other() {
             let [mut d_gate, mut d_up] = kept.each_ref().map(widened);
             let (mut wide, mut expected) = (d_gate.clone(), vec![0.0; rows * cols]);
             kernels.swiglu(&mut wide, &d_up);
-            kernels.gate_kept(&mut kept, &mut expected);
+            kernels.gate_kept(&kept, &mut expected);
             assert!(wide == expected, "{what}");
             let d_wide = product(&d_out, (2, Direction::Backward));
             kernels.swiglu_backward(&mut d_gate, &mut d_up, &d_wide);
