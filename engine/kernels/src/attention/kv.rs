@@ -384,8 +384,11 @@ fn write_turned(dtype: KvDType, head: &[f32], (block_tokens, slot): (usize, usiz
                 let size = float.size();
                 let encoded = &mut room[..block.len() * size];
                 encode(dtype, block, encoded);
-                let columns = out[place * size..].chunks_mut(block_tokens * size);
-                columns.zip(encoded.chunks_exact(size)).for_each(|(out, element)| out[..size].copy_from_slice(element));
+                let (out, step) = (&mut out[place * size..], block_tokens * size);
+                match float {
+                    Float::F32 => scatter::<4>(encoded, out, step),
+                    Float::F16 | Float::Bf16 => scatter::<2>(encoded, out, step),
+                }
             }
             None => {
                 let encoded = &mut room[..2 + BLOCK];
@@ -396,6 +399,13 @@ fn write_turned(dtype: KvDType, head: &[f32], (block_tokens, slot): (usize, usiz
                 columns.zip(&encoded[2..]).for_each(|(out, code)| *out = *code);
             }
         }
+    }
+}
+
+/// Puts elements of `SIZE` bytes `step` bytes apart.
+fn scatter<const SIZE: usize>(elements: &[u8], out: &mut [u8], step: usize) {
+    for (element, out) in elements.as_chunks::<SIZE>().0.iter().zip(out.chunks_mut(step)) {
+        *out.first_chunk_mut().expect("invariant: every element has its place") = *element;
     }
 }
 
@@ -425,7 +435,11 @@ fn encode(dtype: KvDType, head: &[f32], out: &mut [u8]) {
 }
 
 fn put(out: &mut [u8], halves: [[u8; 2]; BLOCK]) {
-    out.copy_from_slice(&halves.as_flattened()[..out.len()]);
+    match <&mut [u8; 2 * BLOCK]>::try_from(&mut *out) {
+        // A copy of known length is one instruction.
+        Ok(out) => out.copy_from_slice(halves.as_flattened()),
+        Err(_) => out.copy_from_slice(&halves.as_flattened()[..out.len()]),
+    }
 }
 
 fn encode_q8_0(block: &[f32], out: &mut [u8]) {

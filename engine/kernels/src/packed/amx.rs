@@ -91,7 +91,7 @@ unsafe fn seconds_per_row(rows: usize, tile: unsafe fn(&TileJob<'_>, &mut Sums))
     let (scales, codes) = (vec![0_u8; scales_len], vec![0_u8; codes_len]);
     let mut x = Quantized::new();
     x.resize(rows, BLOCKS * BLOCK, rows);
-    let job = TileJob { format, scales: &scales, codes: &codes, blocks: BLOCKS, group: x.group(0), fetch: false };
+    let job = TileJob { format, scales: &scales, codes: &codes, blocks: BLOCKS, group: &x.group(0), fetch: false };
     let mut out: Sums = [[0.0; TILE]; super::GROUP_MAX];
     let seconds = (0..ROUNDS).map(|_| {
         let start = Instant::now();
@@ -312,7 +312,8 @@ mod tests {
             let mut x = Quantized::new();
             let source = Source::Plain { x: &random.floats(rows * cols) };
             quantized::run(table, kernels.pool(), source, rows, &mut x);
-            let job = packed.tile_job(0, x.group(0), true);
+            let group = x.group(0);
+            let job = packed.tile_job(0, &group, true);
             assert_eq!(job.group.rows, rows);
             let num_units = cols / BLOCK * units.per_block;
             let mut made = Dots(MaybeUninit::new([[[-1; TILE]; GROUP_ROWS]; UNITS]));

@@ -76,7 +76,7 @@ pub(crate) struct TileJob<'a> {
     /// Codes of the blocks.
     pub(crate) codes: &'a [u8],
     pub(crate) blocks: usize,
-    pub(crate) group: Group<'a>,
+    pub(crate) group: &'a Group<'a>,
     /// Whether the codes are not in a cache yet.
     pub(crate) fetch: bool,
 }
@@ -135,12 +135,14 @@ impl PackedMatrix {
     }
 
     /// A tile and a group of activations, which is the `first` one that the tile is multiplied with or not.
-    pub(crate) fn tile_job<'a>(&'a self, tile: usize, group: Group<'a>, first: bool) -> TileJob<'a> {
+    #[inline]
+    pub(crate) fn tile_job<'a>(&'a self, tile: usize, group: &'a Group<'a>, first: bool) -> TileJob<'a> {
         let (scales, codes) = self.tile(tile);
         TileJob { format: self.format, scales, codes, blocks: self.cols / BLOCK, group, fetch: first }
     }
 
     /// The scales and the codes of a tile.
+    #[inline(always)]
     fn tile(&self, tile: usize) -> (&[u8], &[u8]) {
         let (scales_len, codes_len) = self.format.tile_bytes(self.cols / BLOCK);
         let start = self.range.start + tile * (scales_len + codes_len);
@@ -154,7 +156,7 @@ impl TileJob<'_> {
     pub(crate) fn check(&self) {
         let (scales_len, codes_len) = self.format.tile_bytes(self.blocks);
         assert!(self.scales.len() == scales_len && self.codes.len() == codes_len, "bytes of a tile");
-        let (group, len) = (&self.group, self.group.rows * self.blocks);
+        let (group, len) = (self.group, self.group.rows * self.blocks);
         assert!(group.rows <= GROUP_MAX && group.values.len() == len, "activations of a group");
         let meta = &group.meta;
         assert!(meta.scales.len() == len && meta.scaled_sums.len() == len, "scales of a group");

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{GROUP_MAX, PackedMatrix, Sums, TILE};
 use crate::Pool;
-use crate::quantized::Quantized;
+use crate::quantized::{Group, Quantized};
 use crate::shared::{Place, SharedMut};
 use crate::table::Table;
 
@@ -83,9 +83,10 @@ pub(crate) fn run(table: &'static Table, pool: &Pool, x: &Quantized, products: &
         let mut sums: Sums = [[0.0; TILE]; GROUP_MAX];
         for part in parts.iter().flatten() {
             let tiles = tiles.start.max(part.tiles.start)..tiles.end.min(part.tiles.end);
-            for group in 0..x.num_groups() {
+            for index in 0..x.num_groups() {
+                let group = (&x.group(index), x.group_rows(index));
                 for tile in tiles.clone() {
-                    part.tile(table, x, (group, tile - part.tiles.start), &mut sums);
+                    part.tile(table, &group, tile - part.tiles.start, &mut sums);
                 }
             }
         }
@@ -94,11 +95,11 @@ pub(crate) fn run(table: &'static Table, pool: &Pool, x: &Quantized, products: &
 
 impl Part<'_> {
     /// Computes the outputs of a tile for a group of activation rows.
-    fn tile(&self, table: &'static Table, x: &Quantized, (group, tile): (usize, usize), sums: &mut Sums) {
-        let job = self.weight.tile_job(tile, x.group(group), group == 0);
+    fn tile(&self, table: &'static Table, (group, rows): &(&Group<'_>, Range<usize>), tile: usize, sums: &mut Sums) {
+        let job = self.weight.tile_job(tile, group, rows.start == 0);
         // SAFETY: `Kernels` chose the table among those that this processor can run.
         unsafe { (table.packed_tile)(&job, sums) };
-        let (rows, stride) = (x.group_rows(group), self.weight.rows());
+        let stride = self.weight.rows();
         let outputs = tile * TILE..stride.min((tile + 1) * TILE);
         let sums = &mut sums[..rows.len()];
         if let Some(bias) = self.bias {
