@@ -27,9 +27,14 @@ impl Ahead {
 
     /// The lines of rows, the first of which is given, that lie `stride` bytes apart.
     pub(crate) fn rows(first: &[u8], stride: usize, num_rows: usize) -> Ahead {
-        let lines_per_row = first.len().div_ceil(LINE).max(1);
-        let num = if first.is_empty() { 0 } else { num_rows * lines_per_row };
-        Ahead { start: first.as_ptr(), stride, lines_per_row, taken: 0, num }
+        Ahead::rows_from(first.as_ptr(), (first.len(), stride), num_rows)
+    }
+
+    /// As [`Ahead::rows`], of which the first begins somewhere and is so long; for what others may write.
+    pub(crate) fn rows_from(start: *const u8, (len, stride): (usize, usize), num_rows: usize) -> Ahead {
+        let lines_per_row = len.div_ceil(LINE).max(1);
+        let num = if len == 0 { 0 } else { num_rows * lines_per_row };
+        Ahead { start, stride, lines_per_row, taken: 0, num }
     }
 
     /// Lines that are left.

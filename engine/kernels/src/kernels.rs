@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::attention::{Job, store};
 use crate::bf16;
 use crate::matmul::Product;
-use crate::packed::{self, PackedProduct};
+use crate::packed::{self, PackedMatrix, PackedProduct};
 use crate::quantized;
 use crate::shared::SharedMut;
 use crate::source::Source;
@@ -111,13 +111,6 @@ impl Kernels {
         self.round_source(Source::RmsNorm { x, weight, eps }, rows, out);
     }
 
-    /// [`Kernels::swiglu`] and [`Kernels::round`] in one pass; `gate` stays as it is.
-    ///
-    /// **Shapes**: `gate`, `up` `(n, cols)`. **Panics** if a length does not fit.
-    pub fn swiglu_round(&self, gate: &[f32], up: &[f32], n: usize, out: &mut Rounded) {
-        self.round_source(Source::SwiGlu { gate, up }, n, out);
-    }
-
     fn round_source(&self, source: Source<'_>, rows: usize, out: &mut Rounded) {
         bf16::round::run((self.isa, self.table, &self.pool), source, rows, out);
     }
@@ -130,6 +123,14 @@ impl Kernels {
     /// **Panics** if a length does not fit.
     pub fn matmul_packed_bf16(&self, x: &Rounded, products: &mut [PackedProduct<'_>]) {
         packed::run_rounded((self.isa, self.table, &self.pool), x, products);
+    }
+
+    /// Gate and up of a feed-forward block in bf16, `silu(x gate^T) * (x up^T)`, rounded: the bits of
+    /// [`Kernels::matmul_packed_bf16`], [`Kernels::swiglu`] and [`Kernels::round`], without writing floats of the block's width.
+    ///
+    /// **Shapes**: `weights` `(cols, inputs)` each. **Panics** if a length does not fit.
+    pub fn matmul_packed_gated_bf16(&self, x: &Rounded, weights: [&PackedMatrix; 2], out: &mut Rounded) {
+        packed::run_gated((self.isa, self.table, &self.pool), x, weights, out);
     }
 
     /// Whether products in bf16 are several times faster than those in integers: there are tile registers.

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, KvDType, NewRows, Rope};
 
-use crate::{KvCache, LayerWeights, ModelConfig, ModelError, ModelSource, Quantization, Weights};
+use crate::{KvCache, LayerWeights, ModelConfig, ModelError, ModelSource, Quantization, Weight, Weights};
 
 use projection::{Projection, Scratch};
 pub use step::{Step, StepRow};
@@ -161,7 +161,7 @@ impl Model {
         let w = workspace.rows();
         let projections =
             [Projection::new(&weights.q, w.q), Projection::new(&weights.k, w.k), Projection::new(&weights.v, w.v)];
-        let scratch = Scratch { plain: w.normed, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
+        let scratch = Scratch { plain: w.normed, activations: w.activations, num_integer_rows };
         self.project_normed(w.hidden, &weights.attn_norm, scratch, projections);
         self.normalise_heads(weights, w.q, w.k, w.heads);
         let (keys, values) = cache.layer_mut(layer);
@@ -185,7 +185,7 @@ impl Model {
         kernels.attention_bf16(Attention { q: prompts_q, rows: prompts, ..attention }, prompts_heads);
         *w.visible = recycle(visible);
 
-        let scratch = Scratch { plain: w.projected, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
+        let scratch = Scratch { plain: w.projected, activations: w.activations, num_integer_rows };
         self.project_add(w.heads, step.rows.len(), scratch, Projection::new(&weights.o, w.hidden));
     }
 
@@ -209,11 +209,16 @@ impl Model {
     fn feed_forward(&self, step: &Step<'_>, weights: &LayerWeights, workspace: &mut Workspace) {
         let num_integer_rows = self.num_integer_rows(step);
         let w = workspace.rows();
-        let projections = [Projection::new(&weights.gate, w.gate), Projection::new(&weights.up, w.up)];
-        let scratch = Scratch { plain: w.normed, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
-        self.project_normed(w.hidden, &weights.ffn_norm, scratch, projections);
-        let scratch = Scratch { plain: w.projected, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
-        self.project_swiglu_add(w.gate, w.up, scratch, Projection::new(&weights.down, w.hidden));
+        let scratch = Scratch { plain: w.normed, activations: w.activations, num_integer_rows };
+        let LayerWeights { ffn_norm, gate, up, down, .. } = weights;
+        let projections = [Projection::new(gate, w.gate), Projection::new(up, w.up)];
+        if [gate, up, down].iter().all(|linear| matches!(linear.weight, Weight::Packed(_))) {
+            return self.feed_forward_packed(w.hidden, ffn_norm, projections, (scratch, w.gated), down);
+        }
+        self.project_normed(w.hidden, ffn_norm, scratch, projections);
+        self.kernels.swiglu(w.gate, w.up);
+        let scratch = Scratch { plain: w.projected, activations: w.activations, num_integer_rows };
+        self.project_add(w.gate, step.rows.len(), scratch, Projection::new(down, w.hidden));
     }
 
     /// Takes the rows that want logits through the final norm and the output matrix.
@@ -223,7 +228,7 @@ impl Model {
             return;
         }
         let num_integer_rows = w.gathered.len() / self.config.hidden_size;
-        let scratch = Scratch { plain: w.normed, quantized: w.quantized, rounded: w.rounded, num_integer_rows };
+        let scratch = Scratch { plain: w.normed, activations: w.activations, num_integer_rows };
         let projection = Projection::new(&self.weights.output, w.logits);
         self.project_normed(w.gathered, &self.weights.final_norm, scratch, [projection]);
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, Square, has_rounding, num_pairs, pair};
+use crate::ahead::Ahead;
 use crate::shared::SharedMut;
 use crate::source::{Source, TASK_ELEMENTS};
 use crate::table::Table;
@@ -130,6 +131,14 @@ impl<'a> Rounding<'a> {
             let start = block * self.block_len + index * SQUARE;
             prefetch::for_writing(std::ptr::slice_from_raw_parts(self.blocks.pointer(start..start + SQUARE), SQUARE));
         }
+    }
+
+    /// What is written of the squares that have some rows, whole blocks, and some columns.
+    pub(crate) fn ahead(&self, rows: Range<usize>, index: usize) -> Ahead {
+        let start = rows.start / BLOCK_ROWS * self.block_len + index * SQUARE;
+        let first = self.blocks.pointer(start..start + SQUARE).cast_const().cast();
+        let bytes = [SQUARE, self.block_len].map(|pairs| pairs * size_of::<u32>());
+        Ahead::rows_from(first, bytes.into(), rows.len().div_ceil(BLOCK_ROWS))
     }
 
     /// Rounds a part of a row, from a multiple of [`STEP`] on, as many columns as whole squares have or up to the end of the row.

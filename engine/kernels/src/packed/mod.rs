@@ -41,7 +41,7 @@ use std::sync::Arc;
 pub(crate) use format::{Format, Scales};
 pub use product::PackedProduct;
 pub(crate) use product::run;
-pub(crate) use rounded::run_rounded;
+pub(crate) use rounded::{run_gated, run_rounded};
 
 use crate::huge_pages::HugePages;
 use crate::quantized::{BLOCK, Group};

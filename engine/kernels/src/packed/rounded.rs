@@ -11,17 +11,28 @@ use super::widen::{BLOCK_PAIRS, widen};
 use super::{PackedMatrix, PackedProduct};
 use crate::ahead::Ahead;
 use crate::bf16::product::{PAIRS, ROWS, multiply_to};
-use crate::bf16::{GROUP, LANES, Multiply, Part, Rounded, multiply, num_pairs, with_tiles};
+use crate::bf16::round::{Rounding, round};
+use crate::bf16::{BLOCK_ROWS, GROUP, LANES, Multiply, Part, Rounded, multiply, num_pairs, with_tiles};
 use crate::shared::{Place, SharedMut};
 use crate::table::Table;
 use crate::{Buffer, Isa, Pool};
 
 /// Multiply-adds that are worth a task.
 const MIN_TASK: usize = 1 << 17;
+/// Sums of a block of rows and a group of outputs.
+const TILE: usize = BLOCK_ROWS * GROUP;
+
+/// What a thread needs to compute a group; grows once.
+#[derive(Default)]
+struct Room {
+    /// The decoded lines of a part.
+    lines: Buffer<u32>,
+    /// The sums of a group of gate and of one of up.
+    sums: [Buffer; 2],
+}
 
 thread_local! {
-    /// The decoded lines of a part; grows once.
-    static LINES: RefCell<Buffer<u32>> = RefCell::default();
+    static ROOM: RefCell<Room> = RefCell::default();
 }
 
 /// A product that tasks share.
@@ -65,25 +76,105 @@ pub(crate) fn run_rounded(
         Some(WidenedProduct { weight, bias: *bias, accumulate: *accumulate, out: SharedMut::new(out), groups })
     });
     let run = Run { isa, table, multiply: multiply(isa), x };
-    let task_groups = MIN_TASK.div_ceil((GROUP * x.cols() * x.rows()).max(1));
-    pool.run(num_groups.div_ceil(task_groups), |task| {
-        LINES.with_borrow_mut(|lines| {
-            with_tiles(isa, || {
-                for group in task * task_groups..num_groups.min((task + 1) * task_groups) {
-                    let product = products.iter().flatten().find(|product| product.groups.contains(&group));
-                    let product = product.expect("invariant: every group is one of a product");
-                    run.group(product, group - product.groups.start, lines);
-                }
-            });
-        });
+    run.groups(pool, (num_groups, 1), |group, room| {
+        let product = products.iter().flatten().find(|product| product.groups.contains(&group));
+        let product = product.expect("invariant: every group is one of a product");
+        // SAFETY: `groups` runs this within `with_tiles`, and no group twice.
+        unsafe { run.product(product, group - product.groups.start, &mut room.lines) };
+    });
+}
+
+/// Computes `silu(x gate^T) * (x up^T)`, rounded.
+///
+/// **Panics** if a length does not fit.
+pub(crate) fn run_gated(
+    (isa, table, pool): (Isa, &'static Table, &Pool),
+    x: &Rounded,
+    weights: [&PackedMatrix; 2],
+    out: &mut Rounded,
+) {
+    let (rows, cols) = (x.rows(), weights[0].rows());
+    for weight in weights {
+        let inputs = if rows == 0 { weight.cols() } else { x.cols() };
+        assert_eq!((weight.rows(), weight.cols()), (cols, inputs), "gate and up of {weight:?}");
+    }
+    let out = Rounding::new(isa, out, rows, cols);
+    if rows == 0 {
+        return;
+    }
+    let run = Run { isa, table, multiply: multiply(isa), x };
+    run.groups(pool, (cols.div_ceil(GROUP), 2), |group, room| {
+        // SAFETY: `groups` runs this within `with_tiles`, and no group twice.
+        unsafe { run.gated(weights, group, &out, room) };
     });
 }
 
 impl Run<'_> {
-    /// Computes a group of outputs for all rows.
-    fn group(&self, product: &WidenedProduct<'_>, group: usize, lines: &mut Buffer<u32>) {
-        let (weight, num_rows) = (product.weight, self.x.rows());
-        let outputs = group * GROUP..weight.rows().min((group + 1) * GROUP);
+    /// Calls `compute` for each group, with room; one takes as long as so many products.
+    fn groups(&self, pool: &Pool, (num, products): (usize, usize), compute: impl Fn(usize, &mut Room) + Sync) {
+        let task_groups = MIN_TASK.div_ceil((GROUP * products * self.x.cols() * self.x.rows()).max(1));
+        pool.run(num.div_ceil(task_groups), |task| {
+            ROOM.with_borrow_mut(|room| {
+                with_tiles(self.isa, || {
+                    (task * task_groups..num.min((task + 1) * task_groups)).for_each(|group| compute(group, room));
+                });
+            });
+        });
+    }
+
+    /// Computes a group of a product.
+    ///
+    /// # Safety
+    /// It runs within [`with_tiles`], and nobody else uses the outputs of the group.
+    unsafe fn product(&self, product: &WidenedProduct<'_>, group: usize, lines: &mut Buffer<u32>) {
+        let (weight, rows) = (product.weight, self.x.rows());
+        let (stride, outputs) = (weight.rows(), group * GROUP..weight.rows().min((group + 1) * GROUP));
+        let start = product.out.pointer(outputs.start..(rows - 1) * stride + outputs.end);
+        let place = Place { start, stride, add: product.accumulate };
+        // SAFETY: the caller's promise, and `pointer` asserted that the outputs of all rows lie in those of the product.
+        unsafe { self.group((weight, group), lines, (place, outputs.len()), |_| Ahead::none()) };
+        let Some(bias) = product.bias else { return };
+        for row in 0..rows {
+            // SAFETY: the caller's promise.
+            let out = unsafe { product.out.part(row * stride + outputs.start..row * stride + outputs.end) };
+            // SAFETY: `Kernels` chose the table among those that this processor can run.
+            unsafe { (self.table.add)(out, &bias[outputs.clone()]) };
+        }
+    }
+
+    /// Computes a group of gate and of up in a buffer of the thread, and rounds what becomes of them.
+    ///
+    /// # Safety
+    /// It runs within [`with_tiles`], and nobody else uses the squares of the group.
+    unsafe fn gated(&self, weights: [&PackedMatrix; 2], group: usize, out: &Rounding<'_>, room: &mut Room) {
+        let Room { lines, sums } = room;
+        let [gate, up] = sums.each_mut().map(|sums| sums.fit(self.x.rows() * GROUP));
+        let place = |sums: &mut [f32]| (Place { start: sums.as_mut_ptr(), stride: GROUP, add: false }, GROUP);
+        // SAFETY: the sums have a group for each row, and are borrowed; the rest is the caller's promise.
+        unsafe {
+            self.group((weights[0], group), lines, place(gate), |_| Ahead::none());
+            self.group((weights[1], group), lines, place(up), |rows| out.ahead(rows, group));
+        }
+        for (block, (gate, up)) in gate.chunks_mut(TILE).zip(up.chunks(TILE)).enumerate() {
+            // SAFETY: `Kernels` chose the table among those that this processor can run.
+            unsafe { (self.table.swiglu)(gate, up) };
+            // SAFETY: the caller's promise.
+            let square = unsafe { out.square(block, group) };
+            round(self.isa, gate, &mut square[..gate.len() / 2]);
+        }
+    }
+
+    /// Computes a group of outputs for all rows; the caches are asked for what `ahead` gives for some rows while those are multiplied.
+    ///
+    /// # Safety
+    /// As [`multiply_to`], for all rows.
+    unsafe fn group(
+        &self,
+        (weight, group): (&PackedMatrix, usize),
+        lines: &mut Buffer<u32>,
+        (place, width): (Place, usize),
+        ahead: impl Fn(Range<usize>) -> Ahead,
+    ) {
         let num_pairs = num_pairs(weight.cols());
         // Equal parts.
         let step = num_pairs.div_ceil(num_pairs.div_ceil(PAIRS)).next_multiple_of(BLOCK_PAIRS);
@@ -93,27 +184,15 @@ impl Run<'_> {
             let (upper, lower) = lines[..2 * pairs.len() * LANES].split_at_mut(pairs.len() * LANES);
             self.decode(weight, 2 * group, &pairs, upper);
             self.decode(weight, 2 * group + 1, &pairs, lower);
-            let add = product.accumulate || first > 0;
-            for row in (0..num_rows).step_by(ROWS) {
-                let rows = row..num_rows.min(row + ROWS);
+            let place = Place { add: place.add || first > 0, ..place };
+            for row in (0..self.x.rows()).step_by(ROWS) {
+                let rows = row..self.x.rows().min(row + ROWS);
+                let next = if pairs.end == num_pairs { ahead(rows.clone()) } else { Ahead::none() };
                 let (x, block_len) = self.x.part(rows.clone(), pairs.clone());
-                let lines = [&*upper, &*lower];
-                let part = Part { x, block_len, rows: rows.len(), lines, pairs: pairs.len(), next: Ahead::none() };
-                let stride = weight.rows();
-                let (first, last) = (rows.start * stride, (rows.end - 1) * stride);
-                let start = product.out.pointer(first + outputs.start..last + outputs.end);
-                // SAFETY: `Kernels` has an instruction set of this processor; tasks have disjoint groups, and `pointer` asserted that
-                // they lie in the output.
-                unsafe { multiply_to(self.multiply, &part, Place { start, stride, add }, outputs.len()) };
+                let part = Part { x, block_len, rows: rows.len(), lines: [upper, lower], pairs: pairs.len(), next };
+                // SAFETY: `Kernels` has an instruction set of this processor; the rest is the caller's promise.
+                unsafe { multiply_to(self.multiply, &part, place.at_row(row), width) };
             }
-        }
-        let Some(bias) = product.bias else { return };
-        for row in 0..num_rows {
-            // SAFETY: every group of outputs is in one task.
-            let out =
-                unsafe { product.out.part(row * weight.rows() + outputs.start..row * weight.rows() + outputs.end) };
-            // SAFETY: `Kernels` chose the table among those that this processor can run.
-            unsafe { (self.table.add)(out, &bias[outputs.clone()]) };
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Matrices that share their input are packed all or none, so each function here takes one of two ways.
 
-use bespoke_kernels::{Direction, PackedProduct, Quantized, Rounded};
+use bespoke_kernels::{Direction, PackedMatrix, PackedProduct, Quantized, Rounded};
 
 use super::Model;
 use crate::{Linear, weights::Weight};
@@ -15,12 +15,19 @@ pub(super) struct Projection<'a> {
     pub(super) out: &'a mut [f32],
 }
 
+/// The input of a packed product.
+#[derive(Default)]
+pub(super) struct Activations {
+    pub(super) quantized: Quantized,
+    /// The rows of prompts, where they are computed so.
+    pub(super) rounded: Rounded,
+}
+
 /// Room for the input of a projection in either form.
 pub(super) struct Scratch<'a> {
     /// **Shapes**: as the input.
     pub(super) plain: &'a mut [f32],
-    pub(super) quantized: &'a mut Quantized,
-    pub(super) rounded: &'a mut Rounded,
+    pub(super) activations: &'a mut Activations,
     /// Rows whose packed products are of integers; those of the rows after them are in bf16.
     pub(super) num_integer_rows: usize,
 }
@@ -30,11 +37,16 @@ impl<'a> Projection<'a> {
         Self { linear, out }
     }
 
-    /// The product of the rows before row `end`, or of those from there on.
-    fn product(&mut self, accumulate: bool, (side, end): (Side, usize)) -> PackedProduct<'_> {
+    fn packed(&self) -> &'a PackedMatrix {
         let Weight::Packed(weight) = &self.linear.weight else {
             unreachable!("matrices that share their input are packed all or none");
         };
+        weight
+    }
+
+    /// The product of the rows before row `end`, or of those from there on.
+    fn product(&mut self, accumulate: bool, (side, end): (Side, usize)) -> PackedProduct<'_> {
+        let weight = self.packed();
         let (before, after) = self.out.split_at_mut(end * weight.rows());
         let out = match side {
             Side::Before => before,
@@ -63,8 +75,8 @@ impl Model {
         let (kernels, eps) = (&self.kernels, self.config.norm_eps);
         if matches!(projections[0].linear.weight, Weight::Packed(_)) {
             let (answers, prompts) = hidden.split_at(scratch.num_integer_rows * norm.len());
-            kernels.rms_norm_quantize(answers, norm, eps, scratch.quantized);
-            kernels.rms_norm_round(prompts, norm, eps, scratch.rounded);
+            kernels.rms_norm_quantize(answers, norm, eps, &mut scratch.activations.quantized);
+            kernels.rms_norm_round(prompts, norm, eps, &mut scratch.activations.rounded);
             self.multiply_packed(&scratch, &mut projections, false);
         } else {
             kernels.rms_norm(hidden, norm, eps, scratch.plain);
@@ -79,8 +91,8 @@ impl Model {
         if matches!(projection.linear.weight, Weight::Packed(_)) {
             let num_integer = scratch.num_integer_rows;
             let (answers, prompts) = x.split_at(num_integer * projection.linear.weight.cols());
-            self.kernels.quantize(answers, num_integer, scratch.quantized);
-            self.kernels.round(prompts, num_rows - num_integer, scratch.rounded);
+            self.kernels.quantize(answers, num_integer, &mut scratch.activations.quantized);
+            self.kernels.round(prompts, num_rows - num_integer, &mut scratch.activations.rounded);
             self.multiply_packed(&scratch, &mut [projection], true);
         } else {
             self.multiply_plain(projection.linear, x, scratch.plain);
@@ -88,27 +100,30 @@ impl Model {
         }
     }
 
-    /// Computes `out += (silu(gate) * up) weight^T + bias`; `gate` is overwritten.
-    pub(super) fn project_swiglu_add(
+    /// Computes `hidden += down(silu(gate) * up)`, gate and up of `norm(hidden)`, where all three are packed; gate and up of the rows of
+    /// prompts are not written.
+    pub(super) fn feed_forward_packed(
         &self,
-        gate: &mut [f32],
-        up: &[f32],
-        scratch: Scratch<'_>,
-        projection: Projection<'_>,
+        hidden: &mut [f32],
+        norm: &[f32],
+        [gate, up]: [Projection<'_>; 2],
+        (scratch, gated): (Scratch<'_>, &mut Activations),
+        down: &Linear,
     ) {
-        if matches!(projection.linear.weight, Weight::Packed(_)) {
-            let (cols, num_integer) = (projection.linear.weight.cols(), scratch.num_integer_rows);
-            let num_rounded = gate.len() / cols - num_integer;
-            let (answers, prompts) = gate.split_at(num_integer * cols);
-            let (answers_up, prompts_up) = up.split_at(num_integer * cols);
-            self.kernels.swiglu_quantize(answers, answers_up, num_integer, scratch.quantized);
-            self.kernels.swiglu_round(prompts, prompts_up, num_rounded, scratch.rounded);
-            self.multiply_packed(&scratch, &mut [projection], true);
-        } else {
-            self.kernels.swiglu(gate, up);
-            self.multiply_plain(projection.linear, gate, scratch.plain);
-            self.kernels.add(projection.out, scratch.plain);
-        }
+        let (kernels, eps) = (&self.kernels, self.config.norm_eps);
+        let (num_integer, inputs) = (scratch.num_integer_rows, &mut *scratch.activations);
+        let (answers, prompts) = hidden.split_at(num_integer * norm.len());
+        kernels.rms_norm_quantize(answers, norm, eps, &mut inputs.quantized);
+        kernels.rms_norm_round(prompts, norm, eps, &mut inputs.rounded);
+        let mut projections = [gate, up];
+        self.multiply_quantized(&scratch, &mut projections, false);
+        let [gate, up] = &projections;
+        let answers = ..num_integer * down.weight.cols();
+        kernels.swiglu_quantize(&gate.out[answers], &up.out[answers], num_integer, &mut gated.quantized);
+        let weights = [gate, up].map(Projection::packed);
+        kernels.matmul_packed_gated_bf16(&scratch.activations.rounded, weights, &mut gated.rounded);
+        let scratch = Scratch { activations: gated, ..scratch };
+        self.multiply_packed(&scratch, &mut [Projection::new(down, hidden)], true);
     }
 
     /// Multiplies what the scratch holds.
@@ -118,16 +133,27 @@ impl Model {
         projections: &mut [Projection<'_>; N],
         accumulate: bool,
     ) {
-        let end = scratch.num_integer_rows;
-        if scratch.quantized.rows() > 0 {
-            let mut products =
-                projections.each_mut().map(|projection| projection.product(accumulate, (Side::Before, end)));
-            self.kernels.matmul_packed(scratch.quantized, &mut products);
-        }
-        if scratch.rounded.rows() > 0 {
+        self.multiply_quantized(scratch, projections, accumulate);
+        let (end, rounded) = (scratch.num_integer_rows, &scratch.activations.rounded);
+        if rounded.rows() > 0 {
             let mut products =
                 projections.each_mut().map(|projection| projection.product(accumulate, (Side::After, end)));
-            self.kernels.matmul_packed_bf16(scratch.rounded, &mut products);
+            self.kernels.matmul_packed_bf16(rounded, &mut products);
+        }
+    }
+
+    /// Multiplies the rows that the scratch holds quantized.
+    fn multiply_quantized<const N: usize>(
+        &self,
+        scratch: &Scratch<'_>,
+        projections: &mut [Projection<'_>; N],
+        accumulate: bool,
+    ) {
+        let (end, quantized) = (scratch.num_integer_rows, &scratch.activations.quantized);
+        if quantized.rows() > 0 {
+            let mut products =
+                projections.each_mut().map(|projection| projection.product(accumulate, (Side::Before, end)));
+            self.kernels.matmul_packed(quantized, &mut products);
         }
     }
 

@@ -1,7 +1,8 @@
 //! The buffers of the serving pass, made once for the largest step.
 
-use bespoke_kernels::{AttentionRow, Buffer, KvSlot, Quantized, Rounded};
+use bespoke_kernels::{AttentionRow, Buffer, KvSlot};
 
+use super::projection::Activations;
 use super::{Model, Step};
 use crate::{ModelConfig, ModelError};
 
@@ -33,10 +34,9 @@ pub struct Workspace {
     gathered: Buffer,
     logits_normed: Buffer,
     logits: Buffer,
-    /// The quantized input of a projection.
-    quantized: Quantized,
-    /// The same of the rows of prompts, rounded, where they are computed so.
-    rounded: Rounded,
+    activations: Activations,
+    /// What the gates of a feed-forward block let through.
+    gated: Activations,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +66,8 @@ pub(super) struct WorkspaceRows<'a> {
     pub(super) positions: &'a [u32],
     pub(super) slots: &'a [KvSlot],
     pub(super) visible: &'a mut Vec<AttentionRow<'static>>,
-    pub(super) quantized: &'a mut Quantized,
-    pub(super) rounded: &'a mut Rounded,
+    pub(super) activations: &'a mut Activations,
+    pub(super) gated: &'a mut Activations,
 }
 
 /// The buffers of the rows that want logits.
@@ -76,8 +76,7 @@ pub(super) struct LogitRows<'a> {
     pub(super) gathered: &'a [f32],
     pub(super) normed: &'a mut [f32],
     pub(super) logits: &'a mut [f32],
-    pub(super) quantized: &'a mut Quantized,
-    pub(super) rounded: &'a mut Rounded,
+    pub(super) activations: &'a mut Activations,
 }
 
 impl Workspace {
@@ -85,13 +84,16 @@ impl Workspace {
     pub fn new(model: &Model, max_rows: usize, max_logit_rows: usize) -> Workspace {
         let widths = Widths::of(model.config());
         let buffer = |width: usize| Buffer::zeroed(max_rows * width);
-        let mut quantized = Quantized::new();
+        let activations = |rows: usize, width: usize| {
+            let mut activations = Activations::default();
+            activations.quantized.reserve(rows, width.next_multiple_of(QUANTIZED_BLOCK));
+            if model.prompts_differ() {
+                activations.rounded.reserve(max_rows, width);
+            }
+            activations
+        };
+        // Where a layer's matrices are not packed all alike, the input of its last one is among these too.
         let widest = widths.hidden.max(widths.query).max(widths.intermediate);
-        quantized.reserve(max_rows.max(max_logit_rows), widest.next_multiple_of(QUANTIZED_BLOCK));
-        let mut rounded = Rounded::new();
-        if model.prompts_differ() {
-            rounded.reserve(max_rows, widest);
-        }
         Workspace {
             max_rows,
             max_logit_rows,
@@ -113,8 +115,8 @@ impl Workspace {
             gathered: Buffer::zeroed(max_logit_rows * widths.hidden),
             logits_normed: Buffer::zeroed(max_logit_rows * widths.hidden),
             logits: Buffer::zeroed(max_logit_rows * widths.vocab),
-            quantized,
-            rounded,
+            activations: activations(max_rows.max(max_logit_rows), widest),
+            gated: activations(max_rows, widths.intermediate),
         }
     }
 
@@ -191,8 +193,8 @@ impl Workspace {
             positions: &self.positions,
             slots: &self.slots,
             visible: &mut self.visible,
-            quantized: &mut self.quantized,
-            rounded: &mut self.rounded,
+            activations: &mut self.activations,
+            gated: &mut self.gated,
         }
     }
 
@@ -206,8 +208,7 @@ impl Workspace {
             gathered: &self.gathered[..num_wanted * hidden_size],
             normed: &mut self.logits_normed[..num_wanted * hidden_size],
             logits: &mut self.logits[..num_wanted * vocab_size],
-            quantized: &mut self.quantized,
-            rounded: &mut self.rounded,
+            activations: &mut self.activations,
         }
     }
 }

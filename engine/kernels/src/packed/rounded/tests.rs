@@ -54,6 +54,38 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Gate and up computed apart, gated and rounded: the same bits, on every instruction set.
+    #[test]
+    fn a_gate_has_the_bits_of_its_steps(
+        dtype in proptest::sample::select(packed_dtypes()),
+        (rows, cols) in (1_usize..80, prop_oneof![1_usize..700, 2040_usize..2100]),
+        n in prop_oneof![0_usize..70, Just(300)],
+        seed in any::<u64>(),
+    ) {
+        let cols = cols_of(dtype, cols.next_multiple_of(32));
+        let mut random = Random(seed);
+        let weights = [(); 2].map(|()| pack(&random.matrix(dtype, rows, cols)));
+        let x = random.floats(n * cols);
+        for isa in available_isas() {
+            let kernels = Kernels::with_isa(isa, 2).unwrap();
+            let [mut gate, up] = weights.each_ref().map(|w| product(&kernels, (&x, n), w, None, None));
+            kernels.swiglu(&mut gate, &up);
+            let [mut rounded, mut expected, mut found] = [(); 3].map(|()| Rounded::new());
+            kernels.round(&gate, n, &mut expected);
+            kernels.round(&x, n, &mut rounded);
+            kernels.matmul_packed_gated_bf16(&rounded, weights.each_ref(), &mut found);
+            prop_assert_eq!((found.rows(), found.cols()), (n, rows));
+            for row in 0..n {
+                let pairs = |rounded: &Rounded| rounded.row(row).take(rows.div_ceil(2)).collect::<Vec<_>>();
+                prop_assert!(pairs(&found) == pairs(&expected), "{} on {}, row {}", dtype, isa, row);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_row_has_the_same_bits_alone_in_any_batch_and_beside_other_products() {
     let mut random = Random(5);
