@@ -6,6 +6,7 @@
 //! of the block sees and another does not has weight 0 for the latter, which changes no bit as long as values are
 //! finite.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -24,6 +25,20 @@ const TASKS_PER_THREAD: usize = 4;
 /// Chunks between the one that is computed and the one that the caches are asked for.
 const AHEAD: usize = 2;
 
+thread_local! {
+    /// The block that a thread is at. To make one for every few rows takes as long as a chunk.
+    static BLOCK: RefCell<Box<Block>> = RefCell::new(Box::new(Block {
+        num_vectors: 0,
+        head_dim: 0,
+        scale: 0.0,
+        queries: [const { MaybeUninit::uninit() }; VECTORS * HEAD_DIM_MAX],
+        scores: [[0.0; CHUNK]; VECTORS],
+        softmax: [Softmax::START; VECTORS],
+        out: [std::ptr::null_mut(); VECTORS],
+        lanes: [(0, 0); VECTORS],
+    }));
+}
+
 /// The state of a block: what the instruction set's function works on.
 #[repr(align(64))]
 pub(crate) struct Block {
@@ -33,6 +48,7 @@ pub(crate) struct Block {
     /// Queries: per tile of [`SCORE_TILE`] vectors, the last one narrower, `(head_dim, vectors of the tile)`.
     /// Written as far as there are vectors.
     pub(crate) queries: [MaybeUninit<f32>; VECTORS * HEAD_DIM_MAX],
+    /// Those of a chunk, then weights; a step writes them before it reads them.
     pub(crate) scores: [Scores; VECTORS],
     pub(crate) softmax: [Softmax; VECTORS],
     /// Where the outputs are, `head_dim` floats each.
@@ -115,18 +131,23 @@ impl<'a> Job<'a> {
         let head_dim = self.shape.head_dim;
         let num_vectors = rows.len() * self.group;
         assert!(num_vectors <= VECTORS && head_dim <= HEAD_DIM_MAX, "a block of {num_vectors} x {head_dim}");
-        // Made in place: it is too large to be moved for every few rows.
-        let mut block = Block {
-            num_vectors,
-            head_dim,
-            scale: self.args.scale,
-            queries: [const { MaybeUninit::uninit() }; VECTORS * HEAD_DIM_MAX],
-            scores: [[0.0; CHUNK]; VECTORS],
-            softmax: [Softmax::START; VECTORS],
-            out: [std::ptr::null_mut(); VECTORS],
-            lanes: [(0, 0); VECTORS],
-        };
-        self.begin(&mut block, rows.start, kv_head);
+        BLOCK.with_borrow_mut(|block| {
+            (block.num_vectors, block.head_dim, block.scale) = (num_vectors, head_dim, self.args.scale);
+            block.softmax[..num_vectors].fill(Softmax::START);
+            self.compute(block, step, (rows, kv_head), next);
+        });
+    }
+
+    /// Computes a block that knows its shape.
+    fn compute(
+        &self,
+        block: &mut Block,
+        step: Step,
+        (rows, kv_head): (Range<usize>, usize),
+        next: Option<&(Range<usize>, usize)>,
+    ) {
+        let head_dim = block.head_dim;
+        self.begin(block, rows.start, kv_head);
         let Some((last, seen)) = self.seen(rows.clone()) else { return };
         let mut scratch = self.scratch();
         let first_chunk = seen.start / CHUNK;
@@ -147,7 +168,7 @@ impl<'a> Job<'a> {
             let chunk = self.chunk(last, kv_head, (chunk, positions), &mut scratch);
             // SAFETY: `Kernels` chose the table that `step` is from among those that this processor can run, and the
             // outputs of the block are parts of `out` that no other task has.
-            unsafe { step(&mut block, &chunk) };
+            unsafe { step(block, &chunk) };
         }
         for vector in 0..block.num_vectors {
             if block.softmax[vector].sum == 0.0 {
