@@ -213,7 +213,7 @@ impl Model {
         let LayerWeights { ffn_norm, gate, up, down, .. } = weights;
         let projections = [Projection::new(gate, w.gate), Projection::new(up, w.up)];
         if [gate, up, down].iter().all(|linear| matches!(linear.weight, Weight::Packed(_))) {
-            return self.feed_forward_packed(w.hidden, ffn_norm, projections, (scratch, w.gated), down);
+            return self.feed_forward_packed(weights, w.hidden, projections, (scratch, w.gated));
         }
         self.project_normed(w.hidden, ffn_norm, scratch, projections);
         self.kernels.swiglu(w.gate, w.up);

@@ -1,8 +1,9 @@
 //! Attention of prompts in tile registers: queries, keys, weights and values rounded to bf16, sums and the softmax in `f32`.
 //!
 //! As in `blocked.rs` a *vector* is one row's query of one head, and a block takes the rows of one sequence and the query heads of one key head. A
-//! chunk of keys and values is rounded once for all vectors of the block. What a vector becomes depends on nothing else in its block: a row of a
-//! tile register is that of one vector, and keys that it does not see have weight 0.
+//! step takes two chunks of keys and values at fixed positions, or the one that is seen, and rounds them once for all vectors of the block. What a
+//! vector becomes depends on nothing else in its block: a row of a tile register is that of one vector, and keys that it does not see have
+//! weight 0, which changes no bit.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -12,50 +13,64 @@ use std::ops::Range;
 use super::avx512_block::load;
 use super::blocked::Chunk;
 use super::kv::{FLOATS, Float};
-use super::{CHUNK, HALF, Job, Scores};
+use super::{CHUNK, HALF, Job};
 use crate::Buffer;
 use crate::bf16::{interleaved, rounded};
 use crate::elementwise::avx512::exp_or_zero;
 use crate::tiles::{self, LINE, ROWS};
 
-/// Most vectors of a block: their sums, scores and weights (42 KiB for a head of 64) stay in a second-level cache.
+/// Most vectors of a block: their sums and queries (36 KiB for a head of 64) stay in a second-level cache.
 pub(crate) const VECTORS: usize = 96;
 /// Elements of a head that a tile register multiplies at once; heads are a multiple of it.
 pub(crate) const STEP: usize = 32;
 /// Tasks per thread where there is enough work, for balance.
 const TASKS_PER_THREAD: usize = 4;
-/// Chunks between the one that is computed and the one that the caches are asked for.
-const AHEAD: usize = 2;
+/// Chunks of a step.
+const CHUNKS: usize = 2;
+/// Keys of a step.
+const KEYS: usize = CHUNKS * CHUNK;
 /// Pairs of a square: 16 rows of 16 pairs, the contents of a tile register.
 const SQUARE: usize = ROWS * LANES;
 /// Floats, or pairs, of a vector register.
 const LANES: usize = 16;
 
 /// What a block works on; grows once.
-#[derive(Default)]
+#[repr(align(64))]
 struct Room {
     /// Queries: per sixteen vectors a square for each [`STEP`] of the head.
     queries: Buffer<u32>,
-    /// Keys of a chunk: per half a square for each [`STEP`] of the head.
+    /// Keys of each chunk: per half a square for each [`STEP`] of the head.
     keys: Buffer<u32>,
-    /// Values of a chunk: a square for each sixteen elements of the head.
+    /// Values of each chunk: a square for each sixteen elements of the head.
     values: Buffer<u32>,
-    /// Weights: a square for each sixteen vectors.
-    weights: Buffer<u32>,
-    /// Per vector.
-    scores: Buffer<Scores>,
+    /// Scores of sixteen vectors.
+    scores: [[f32; KEYS]; ROWS],
+    /// Their weights: a square for each chunk.
+    weights: [[u32; SQUARE]; CHUNKS],
     /// Unnormalised outputs `(vectors, head_dim)`.
     sums: Buffer,
     /// The highest score of each vector so far, scaled.
     highest: Buffer,
     /// The weights of each vector so far, added up.
     totals: Buffer,
-    /// What each vector sees of the chunk.
+    /// What each vector sees of the chunks.
     lanes: Vec<(usize, usize)>,
+    head_dim: usize,
 }
 
 thread_local! {
-    static ROOM: RefCell<Room> = RefCell::default();
+    static ROOM: RefCell<Room> = RefCell::new(Room {
+        queries: Buffer::default(),
+        keys: Buffer::default(),
+        values: Buffer::default(),
+        scores: [[0.0; KEYS]; ROWS],
+        weights: [[0; SQUARE]; CHUNKS],
+        sums: Buffer::default(),
+        highest: Buffer::default(),
+        totals: Buffer::default(),
+        lanes: Vec::new(),
+        head_dim: 0,
+    });
 }
 
 impl Job<'_> {
@@ -101,20 +116,26 @@ impl Job<'_> {
         }
         if let Some((last, seen)) = self.seen(rows.clone()) {
             let mut scratch = self.scratch();
-            let first_chunk = seen.start / CHUNK;
-            self.prefetch(&rows, kv_head, 0..AHEAD);
-            for index in first_chunk..seen.end.div_ceil(CHUNK) {
-                let ahead = index - first_chunk + AHEAD;
-                self.prefetch(&rows, kv_head, ahead..ahead + 1);
-                let first = index * CHUNK;
-                let lane = |position: usize| position.clamp(first, first + CHUNK) - first;
+            let seen_chunks = seen.start / CHUNK..seen.end.div_ceil(CHUNK);
+            self.prefetch(&rows, kv_head, 0..CHUNKS);
+            for step in seen.start / KEYS..seen.end.div_ceil(KEYS) {
+                let chunks = seen_chunks.start.max(CHUNKS * step)..seen_chunks.end.min(CHUNKS * (step + 1));
+                let ahead = chunks.end - seen_chunks.start;
+                self.prefetch(&rows, kv_head, ahead..ahead + CHUNKS);
+                let keys = chunks.start * CHUNK..chunks.end * CHUNK;
+                let lane = |position: usize| position.clamp(keys.start, keys.end) - keys.start;
                 for (row, lanes) in self.args.rows[rows.clone()].iter().zip(room.lanes.chunks_exact_mut(self.group)) {
                     lanes.fill((lane(row.start), lane(row.end)));
                 }
-                let positions = seen.start.max(first)..seen.end.min(first + CHUNK);
-                let chunk = self.chunk(last, kv_head, (first, positions), &mut scratch);
-                // SAFETY: the caller's promise; the chunk's pointers are those of as many elements as it says.
-                unsafe { room.step(&chunk, self.args.scale) };
+                for (index, chunk) in chunks.clone().enumerate() {
+                    let first = chunk * CHUNK;
+                    let positions = seen.start.max(first)..seen.end.min(first + CHUNK);
+                    let chunk = self.chunk(last, kv_head, (first, positions), &mut scratch);
+                    // SAFETY: the caller's promise; the chunk's pointers are those of as many elements as it says.
+                    unsafe { room.take_chunk(index, &chunk) };
+                }
+                // SAFETY: the caller's promise.
+                unsafe { room.step(chunks.len(), self.args.scale) };
             }
         }
         for (vector, sums) in room.sums.chunks_exact(head_dim).take(num_vectors).enumerate() {
@@ -135,14 +156,13 @@ impl Room {
         assert!(num_vectors <= VECTORS && head_dim.is_multiple_of(STEP), "a block of {num_vectors} x {head_dim}");
         let padded = num_vectors.next_multiple_of(ROWS);
         self.queries.fit(padded * head_dim / 2).fill(0);
-        self.keys.fit(2 * HALF * head_dim / 2);
-        self.values.fit(CHUNK / 2 * head_dim);
-        self.weights.fit(padded / ROWS * SQUARE).fill(0);
-        self.scores.fit(padded);
+        self.keys.fit(CHUNKS * CHUNK / 2 * head_dim);
+        self.values.fit(CHUNKS * CHUNK / 2 * head_dim);
         self.sums.fit(padded * head_dim).fill(0.0);
         self.highest.fit(padded).fill(f32::NEG_INFINITY);
         self.totals.fit(padded).fill(0.0);
         self.lanes.resize(num_vectors, (0, 0));
+        self.head_dim = head_dim;
     }
 
     /// # Safety
@@ -160,29 +180,45 @@ impl Room {
         }
     }
 
-    /// Scores a chunk and adds its weighted values to the sums.
+    /// Takes the keys and values of a chunk of the next step.
     ///
     /// # Safety
-    /// The processor has AMX and AVX512-BF16; the chunk's pointers are those of as many elements as it says.
-    unsafe fn step(&mut self, chunk: &Chunk, scale: f32) {
-        assert!(chunk.first_lane + chunk.num <= CHUNK, "keys of a chunk");
+    /// The processor has AVX512-BF16; the chunk's pointers are those of as many elements as it says.
+    unsafe fn take_chunk(&mut self, index: usize, chunk: &Chunk) {
+        assert!(index < CHUNKS && chunk.first_lane + chunk.num <= CHUNK, "keys of a chunk");
         // SAFETY: the caller's promise.
         unsafe {
             match chunk.float {
-                Float::F32 => self.round_chunk::<{ Float::F32 as usize }>(chunk),
-                Float::F16 => self.round_chunk::<{ Float::F16 as usize }>(chunk),
-                Float::Bf16 => self.round_chunk::<{ Float::Bf16 as usize }>(chunk),
+                Float::F32 => self.round_chunk::<{ Float::F32 as usize }>(index, chunk),
+                Float::F16 => self.round_chunk::<{ Float::F16 as usize }>(index, chunk),
+                Float::Bf16 => self.round_chunk::<{ Float::Bf16 as usize }>(index, chunk),
             }
-            tiles::configure_whole();
-            self.score();
-            self.weigh(scale);
-            self.add();
-            tiles::release();
         }
     }
 
-    fn head_dim(&self) -> usize {
-        2 * self.values.len() / CHUNK
+    /// Scores the chunks that were taken and adds their weighted values to the sums, sixteen vectors at a time.
+    ///
+    /// # Safety
+    /// The processor has AMX and AVX512-BF16.
+    unsafe fn step(&mut self, num_chunks: usize, scale: f32) {
+        tiles::configure_whole();
+        for block in 0..self.lanes.len().div_ceil(ROWS) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                self.score(block, num_chunks);
+                match num_chunks {
+                    1 => self.weigh::<1, 2>(block, scale),
+                    _ => self.weigh::<2, 4>(block, scale),
+                }
+                self.add(block, num_chunks);
+            }
+        }
+        tiles::release();
+    }
+
+    /// The pairs of the keys, or of the values, of a chunk.
+    fn chunk_len(&self) -> usize {
+        CHUNK / 2 * self.head_dim
     }
 
     /// Rounds the keys and values of a chunk to the right factors of the products; values of other lanes are zeros.
@@ -190,10 +226,10 @@ impl Room {
     /// # Safety
     /// The processor has AVX512-BF16; the chunk is of format `FLOAT`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")]
-    unsafe fn round_chunk<const FLOAT: usize>(&mut self, chunk: &Chunk) {
+    unsafe fn round_chunk<const FLOAT: usize>(&mut self, index: usize, chunk: &Chunk) {
         let size = const { FLOATS[FLOAT].size() };
-        let head_dim = self.head_dim();
-        let (halves, _) = self.keys.as_chunks_mut::<LANES>();
+        let (head_dim, pairs) = (self.head_dim, index * self.chunk_len()..(index + 1) * self.chunk_len());
+        let (halves, _) = self.keys[pairs.clone()].as_chunks_mut::<LANES>();
         for (keys, lines) in chunk.keys.iter().zip(halves.chunks_exact_mut(head_dim / 2)) {
             for (pair, line) in lines.iter_mut().enumerate() {
                 let key = keys.wrapping_add(2 * pair * chunk.key_stride);
@@ -210,7 +246,7 @@ impl Room {
         };
         for pair in 0..HALF {
             let (even, odd) = (value(2 * pair), value(2 * pair + 1));
-            for (group, square) in self.values.as_chunks_mut::<SQUARE>().0.iter_mut().enumerate() {
+            for (group, square) in self.values[pairs.clone()].as_chunks_mut::<SQUARE>().0.iter_mut().enumerate() {
                 let part = |value: Option<*const u8>| match value {
                     // SAFETY: the caller's promise: a value has `head_dim` elements.
                     Some(value) => unsafe { load::<FLOAT>(value.add(group * LANES * size)) },
@@ -225,18 +261,16 @@ impl Room {
         }
     }
 
-    /// Dots every query with every key of the chunk.
+    /// Dots the queries of a block with every key.
     ///
     /// # Safety
     /// The tile registers are configured to be whole.
-    unsafe fn score(&mut self) {
-        let steps = self.head_dim() / STEP;
-        let stride = size_of::<Scores>();
-        for (queries, scores) in
-            self.queries.chunks_exact(steps * SQUARE).zip(self.scores.as_chunks_mut::<ROWS>().0.iter_mut())
-        {
-            let (first, second) = self.keys.split_at(steps * SQUARE);
-            let out = scores.as_mut_ptr();
+    unsafe fn score(&mut self, block: usize, num_chunks: usize) {
+        let steps = self.head_dim / STEP;
+        let queries = &self.queries[block * steps * SQUARE..(block + 1) * steps * SQUARE];
+        for (index, keys) in self.keys.chunks_exact(2 * steps * SQUARE).take(num_chunks).enumerate() {
+            let (first, second) = keys.split_at(steps * SQUARE);
+            let out = self.scores.as_flattened_mut()[index * CHUNK..].as_mut_ptr();
             // SAFETY: squares of as many steps lie in each slice, and sixteen rows of scores in the last.
             unsafe {
                 asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
@@ -255,99 +289,106 @@ impl Room {
                     );
                 }
                 asm!("tilestored [{out} + {stride}], tmm0", "tilestored [{out} + {stride} + 64], tmm1",
-                    out = in(reg) out, stride = in(reg) stride, options(nostack));
+                    out = in(reg) out, stride = in(reg) KEYS * size_of::<f32>(), options(nostack));
             }
         }
     }
 
-    /// Turns scores into rounded weights, and corrects the sums so far: sixteen vectors at a time, a lane each.
+    /// Turns the scores of a block into rounded weights, and corrects its sums so far: sixteen vectors, a lane each; `N` chunks of `V`
+    /// vector registers.
     ///
     /// # Safety
     /// The processor has AVX512-BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")]
-    unsafe fn weigh(&mut self, scale: f32) {
-        let head_dim = self.head_dim();
-        let state = self.highest.as_chunks_mut().0.iter_mut().zip(self.totals.as_chunks_mut().0);
-        let vectors = self.lanes.chunks(ROWS).zip(self.scores.as_chunks_mut::<ROWS>().0).zip(state);
-        let blocks =
-            vectors.zip(self.weights.as_chunks_mut::<SQUARE>().0).zip(self.sums.chunks_exact_mut(ROWS * head_dim));
-        for ((((lanes, scores), (highest, totals)), weights), sums) in blocks {
-            let mut parts = [_mm512_set1_ps(f32::NEG_INFINITY); ROWS];
-            for (i, &(start, end)) in lanes.iter().enumerate().filter(|(_, (start, end))| start < end) {
-                let scores = &mut scores[i];
-                if (start, end) != (0, CHUNK) {
-                    scores[..start].fill(f32::NEG_INFINITY);
-                    scores[end..].fill(f32::NEG_INFINITY);
-                }
-                let [low, high] = scaled(scores, scale);
-                parts[i] = _mm512_max_ps(low, high);
+    unsafe fn weigh<const N: usize, const V: usize>(&mut self, block: usize, scale: f32) {
+        let lanes = &self.lanes[block * ROWS..self.lanes.len().min((block + 1) * ROWS)];
+        let highest = &mut self.highest.as_chunks_mut::<ROWS>().0[block];
+        let totals = &mut self.totals.as_chunks_mut::<ROWS>().0[block];
+        let mut parts = [_mm512_set1_ps(f32::NEG_INFINITY); ROWS];
+        for (i, &(start, end)) in lanes.iter().enumerate().filter(|(_, (start, end))| start < end) {
+            let scores = &mut self.scores[i];
+            if (start, end) != (0, N * CHUNK) {
+                scores[..start].fill(f32::NEG_INFINITY);
+                scores[end..].fill(f32::NEG_INFINITY);
             }
-            let before = from_array(highest);
-            let after = _mm512_max_ps(before, by_lane(parts, |a, b| _mm512_max_ps(a, b)));
-            *highest = to_array(after);
-            // What has seen nothing yet has nothing to correct.
-            let seen = _mm512_cmpneq_ps_mask(after, _mm512_set1_ps(f32::NEG_INFINITY));
-            let corrections = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), seen, exp_or_zero(_mm512_sub_ps(before, after)));
-            parts = [_mm512_setzero_ps(); ROWS];
-            for (i, &(start, end)) in lanes.iter().enumerate() {
-                let weights = &mut weights[i * LANES..(i + 1) * LANES];
-                if start >= end {
-                    weights.fill(0);
-                    continue;
-                }
+            parts[i] = combined(scaled::<V>(scores, scale), |a, b| _mm512_max_ps(a, b));
+        }
+        let before = from_array(highest);
+        let after = _mm512_max_ps(before, by_lane(parts, |a, b| _mm512_max_ps(a, b)));
+        *highest = to_array(after);
+        // What has seen nothing yet has nothing to correct.
+        let seen = _mm512_cmpneq_ps_mask(after, _mm512_set1_ps(f32::NEG_INFINITY));
+        let corrections = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), seen, exp_or_zero(_mm512_sub_ps(before, after)));
+        parts = [_mm512_setzero_ps(); ROWS];
+        for (i, part) in parts.iter_mut().enumerate() {
+            let sees = lanes.get(i).is_some_and(|(start, end)| start < end);
+            let mut weights = [_mm512_setzero_ps(); V];
+            if sees {
                 let max = _mm512_set1_ps(highest[i]);
-                let [low, high] = scaled(&scores[i], scale).map(|scores| exp_or_zero(_mm512_sub_ps(scores, max)));
-                parts[i] = _mm512_add_ps(low, high);
-                // SAFETY: sixteen pairs are a vector.
-                unsafe { _mm512_storeu_si512(weights.as_mut_ptr().cast(), rounded(low, high)) };
+                weights = scaled::<V>(&self.scores[i], scale).map(|scores| exp_or_zero(_mm512_sub_ps(scores, max)));
+                *part = combined(weights, |a, b| _mm512_add_ps(a, b));
             }
-            let sum = by_lane(parts, |a, b| _mm512_add_ps(a, b));
-            *totals = to_array(_mm512_fmadd_ps(from_array(totals), corrections, sum));
-            for (correction, sums) in to_array(corrections).iter().zip(sums.chunks_exact_mut(head_dim)) {
-                if *correction != 1.0 {
-                    sums.iter_mut().for_each(|sum| *sum *= correction);
-                }
+            for (square, [low, high]) in self.weights.iter_mut().zip(weights.as_chunks().0) {
+                // SAFETY: sixteen pairs are a vector.
+                unsafe { _mm512_storeu_si512(square[i * LANES..].as_mut_ptr().cast(), rounded(*low, *high)) };
+            }
+        }
+        let sum = by_lane(parts, |a, b| _mm512_add_ps(a, b));
+        *totals = to_array(_mm512_fmadd_ps(from_array(totals), corrections, sum));
+        let sums = self.sums.chunks_exact_mut(self.head_dim).skip(block * ROWS);
+        for (correction, sums) in to_array(corrections).iter().zip(sums) {
+            if *correction != 1.0 {
+                sums.iter_mut().for_each(|sum| *sum *= correction);
             }
         }
     }
 
-    /// Adds the weighted values to the sums.
+    /// Adds the weighted values to the sums of a block.
     ///
     /// # Safety
     /// The tile registers are configured to be whole.
-    unsafe fn add(&mut self) {
-        let head_dim = self.head_dim();
-        let stride = head_dim * size_of::<f32>();
-        for (weights, sums) in self.weights.chunks_exact(SQUARE).zip(self.sums.chunks_exact_mut(ROWS * head_dim)) {
-            // SAFETY: a square of weights; a square of values and sixteen columns of sums for each group.
+    unsafe fn add(&mut self, block: usize, num_chunks: usize) {
+        let (head_dim, chunk_len) = (self.head_dim, self.chunk_len());
+        let sums = &mut self.sums[block * ROWS * head_dim..(block + 1) * ROWS * head_dim];
+        for group in 0..head_dim / LANES {
+            // SAFETY: a square of weights and one of values for each chunk, and sixteen columns of sums.
             unsafe {
-                asm!("tileloadd tmm2, [{weights} + {line}]", weights = in(reg) weights.as_ptr(), line = in(reg) LINE,
+                let (sums, stride) = (sums.as_mut_ptr().add(group * LANES), head_dim * size_of::<f32>());
+                asm!("tileloadd tmm0, [{sums} + {stride}]", sums = in(reg) sums, stride = in(reg) stride,
                     options(nostack, readonly));
-                for (group, values) in self.values.chunks_exact(SQUARE).enumerate() {
+                for (index, weights) in self.weights.iter().enumerate().take(num_chunks) {
                     asm!(
-                        "tileloadd tmm0, [{sums} + {stride}]",
+                        "tileloadd tmm2, [{weights} + {line}]",
                         "tileloadd tmm3, [{values} + {line}]",
                         "tdpbf16ps tmm0, tmm2, tmm3",
-                        "tilestored [{sums} + {stride}], tmm0",
-                        sums = in(reg) sums.as_mut_ptr().add(group * LANES),
-                        stride = in(reg) stride,
-                        values = in(reg) values.as_ptr(),
+                        weights = in(reg) weights.as_ptr(),
+                        values = in(reg) self.values[index * chunk_len + group * SQUARE..].as_ptr(),
                         line = in(reg) LINE,
-                        options(nostack),
+                        options(nostack, readonly),
                     );
                 }
+                asm!("tilestored [{sums} + {stride}], tmm0", sums = in(reg) sums, stride = in(reg) stride,
+                    options(nostack));
             }
         }
     }
 }
 
-/// Scores as the softmax takes them.
+/// The first scores of a vector as the softmax takes them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[inline]
-fn scaled(scores: &Scores, scale: f32) -> [__m512; 2] {
-    const { assert!(CHUNK == 2 * LANES, "scores are two vectors") };
-    let (halves, _) = scores.as_chunks::<LANES>();
-    [0, 1].map(|half| _mm512_mul_ps(from_array(&halves[half]), _mm512_set1_ps(scale)))
+fn scaled<const V: usize>(scores: &[f32; KEYS], scale: f32) -> [__m512; V] {
+    let (registers, _) = scores.as_chunks::<LANES>();
+    std::array::from_fn(|i| _mm512_mul_ps(from_array(&registers[i]), _mm512_set1_ps(scale)))
+}
+
+/// Combines vectors, chunk by chunk: another one that changes nothing leaves every bit.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+fn combined<const V: usize>(vectors: [__m512; V], combine: impl Fn(__m512, __m512) -> __m512) -> __m512 {
+    let chunks = vectors.as_chunks::<{ CHUNK / LANES }>().0.iter();
+    let chunks = chunks.map(|[low, high]| combine(*low, *high));
+    chunks.reduce(&combine).expect("a step has a chunk")
 }
 
 /// Combines the elements of each vector: lane `i` holds those of vector `i`.

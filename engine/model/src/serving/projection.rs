@@ -6,7 +6,7 @@
 use bespoke_kernels::{Direction, PackedMatrix, PackedProduct, Quantized, Rounded};
 
 use super::Model;
-use crate::{Linear, weights::Weight};
+use crate::{LayerWeights, Linear, weights::Weight};
 
 /// One projection and where its result goes.
 pub(super) struct Projection<'a> {
@@ -100,22 +100,21 @@ impl Model {
         }
     }
 
-    /// Computes `hidden += down(silu(gate) * up)`, gate and up of `norm(hidden)`, where all three are packed; gate and up of the rows of
-    /// prompts are not written.
+    /// Computes `hidden += down(silu(gate) * up)`, gate and up of `norm(hidden)`, where all three are packed; those of prompts are not
+    /// written to the projections.
     pub(super) fn feed_forward_packed(
         &self,
+        layer: &LayerWeights,
         hidden: &mut [f32],
-        norm: &[f32],
-        [gate, up]: [Projection<'_>; 2],
+        mut projections: [Projection<'_>; 2],
         (scratch, gated): (Scratch<'_>, &mut Activations),
-        down: &Linear,
     ) {
         let (kernels, eps) = (&self.kernels, self.config.norm_eps);
+        let LayerWeights { ffn_norm: norm, down, .. } = layer;
         let (num_integer, inputs) = (scratch.num_integer_rows, &mut *scratch.activations);
         let (answers, prompts) = hidden.split_at(num_integer * norm.len());
         kernels.rms_norm_quantize(answers, norm, eps, &mut inputs.quantized);
         kernels.rms_norm_round(prompts, norm, eps, &mut inputs.rounded);
-        let mut projections = [gate, up];
         self.multiply_quantized(&scratch, &mut projections, false);
         let [gate, up] = &projections;
         let answers = ..num_integer * down.weight.cols();
