@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use super::{Format, TILE, scalar};
 use crate::Isa;
-#[cfg(target_arch = "x86_64")]
-use crate::bf16::interleaved;
 use crate::bf16::{LANES, round::round};
+#[cfg(target_arch = "x86_64")]
+use crate::bf16::{interleaved, rounded};
 use crate::quantized::BLOCK;
 
 /// Pairs of a block.
@@ -122,28 +122,51 @@ unsafe fn nibble_lines<const FORMAT: usize>(codes: *const u8, (scales, min): ([_
     let numbers = std::array::from_fn::<f32, LINE, _>(|code| code as f32 - offset as f32);
     // SAFETY: sixteen floats are a vector.
     let numbers = unsafe { _mm512_loadu_ps(numbers.as_ptr()) };
+    // Each row twice, for the two codes of a pair: first those of the lower half of a line, then those of the upper.
+    // SAFETY: sixteen integers are a vector.
+    let twice = unsafe { [_mm512_loadu_si512(TWICE[0].as_ptr().cast()), _mm512_loadu_si512(TWICE[1].as_ptr().cast())] };
+    let (low, high) = (|x| _mm512_permutexvar_ps(twice[0], x), |x| _mm512_permutexvar_ps(twice[1], x));
+    let scales = [[low(scales[0]), high(scales[0])], [low(scales[1]), high(scales[1])]];
+    let mins = [low(min), high(min)];
     // A look-up takes the lowest four bits of each lane. A code times its scale is exact, so to add the minimum to it rounds once.
-    let weights = |half: usize, codes: __m512i| {
+    let weights = |codes: __m512i, scale: __m512, min: __m512| {
         let code = _mm512_permutexvar_ps(codes, numbers);
         match format.scales() {
-            super::Scales::HalfMin | super::Scales::SuperMin => _mm512_fmadd_ps(code, scales[half], min),
-            super::Scales::Half | super::Scales::SuperHalves => _mm512_mul_ps(code, scales[half]),
+            super::Scales::HalfMin | super::Scales::SuperMin => _mm512_fmadd_ps(code, scale, min),
+            super::Scales::Half | super::Scales::SuperHalves => _mm512_mul_ps(code, scale),
         }
     };
-    let line = |half: usize, even: __m512i, odd: __m512i| interleaved(weights(half, even), weights(half, odd));
+    let line = |codes: [__m512i; 2], half: usize, shifts: __m512i| {
+        let low = weights(_mm512_srlv_epi32(codes[0], shifts), scales[half][0], mins[0]);
+        rounded(low, weights(_mm512_srlv_epi32(codes[1], shifts), scales[half][1], mins[1]))
+    };
+    // To the even and to the odd code of a pair.
+    let shifts = |even: i64, odd: i64| _mm512_set1_epi64(4 * (odd << 32 | even));
     for step in 0..STEPS {
         // SAFETY: the caller's promise: the low nibbles are those of this step, the high ones of that half a block later.
         unsafe {
             let codes = _mm512_loadu_si512(codes.add(step * CACHE_LINE).cast());
+            let codes = [_mm512_permutexvar_epi32(twice[0], codes), _mm512_permutexvar_epi32(twice[1], codes)];
             let (low, high) = (out.add(2 * step * LINE), out.add(2 * (STEPS + step) * LINE));
-            let at = |index: u32| _mm512_srlv_epi32(codes, _mm512_set1_epi32(4 * index.cast_signed()));
-            _mm512_storeu_si512(low.cast(), line(0, codes, at(2)));
-            _mm512_storeu_si512(low.add(LINE).cast(), line(0, at(4), at(6)));
-            _mm512_storeu_si512(high.cast(), line(1, at(1), at(3)));
-            _mm512_storeu_si512(high.add(LINE).cast(), line(1, at(5), at(7)));
+            _mm512_storeu_si512(low.cast(), line(codes, 0, shifts(0, 2)));
+            _mm512_storeu_si512(low.add(LINE).cast(), line(codes, 0, shifts(4, 6)));
+            _mm512_storeu_si512(high.cast(), line(codes, 1, shifts(1, 3)));
+            _mm512_storeu_si512(high.add(LINE).cast(), line(codes, 1, shifts(5, 7)));
         }
     }
 }
+
+/// The rows of each half of a line, twice.
+#[cfg(target_arch = "x86_64")]
+const TWICE: [[i32; LINE]; 2] = {
+    let mut halves = [[0; LINE]; 2];
+    let mut i = 0;
+    while i < LINE {
+        (halves[0][i], halves[1][i]) = (i as i32 / 2, (LINE + i) as i32 / 2);
+        i += 1;
+    }
+    halves
+};
 
 /// The two lines of a step: four columns of sixteen rows.
 ///
