@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use bespoke_kernels::{
-    Attention, AttentionRow, Bf16Matrix, DType, Direction, Isa, Kernels, KvBuffer, KvDType, KvShape, Matrix,
+    Attention, AttentionRow, Bf16Matrix, Buffer, DType, Direction, Isa, Kernels, KvBuffer, KvDType, KvShape, Matrix,
     PackedMatrix, PackedProduct, Quantized, Roofline, Rounded,
 };
 use bytes::Bytes;
@@ -129,6 +129,38 @@ fn packed(c: &mut Criterion) {
     }
 }
 
+/// Gate and up of a prompt: in one go, and step by step.
+fn gate(c: &mut Criterion) {
+    let kernels = kernels().pop().expect("at least scalar");
+    let (rows, cols) = (1536, 576);
+    let one = matrix(DType::Q4_1, rows, cols);
+    let copies = vec![&one; 2 * PACKED_SET.div_ceil(2 * rows * cols)];
+    let weights: Vec<PackedMatrix> = PackedMatrix::pack_all(&copies, kernels.pool()).into_iter().flatten().collect();
+    for n in [16, 64, 512] {
+        let (mut rounded, mut out) = (Rounded::new(), Rounded::new());
+        kernels.round(&floats(n * cols), n, &mut rounded);
+        let [mut gate, mut up] = [(); 2].map(|()| Buffer::zeroed(n * rows));
+        let mut group = c.benchmark_group(format!("gate/n={n}/{}/{rows}x{cols}", one.dtype()));
+        group.throughput(Throughput::Elements((2 * n * rows * cols) as u64));
+        let mut turn = weights.as_chunks::<2>().0.iter().cycle();
+        group.bench_function(BenchmarkId::from_parameter(format!("{}-bf16", kernels.isa())), |b| {
+            b.iter(|| {
+                let weights = turn.next().expect("a cycle").each_ref();
+                kernels.matmul_packed_gated_bf16(&rounded, weights, black_box(&mut out));
+            });
+        });
+        group.bench_function(BenchmarkId::from_parameter(format!("{}-bf16-apart", kernels.isa())), |b| {
+            b.iter(|| {
+                let [first, second] = turn.next().expect("a cycle");
+                let products = &mut [PackedProduct::new(first, &mut gate), PackedProduct::new(second, &mut up)];
+                kernels.matmul_packed_bf16(&rounded, products);
+                kernels.swiglu(&mut gate, &up);
+                kernels.round(&gate, n, black_box(&mut out));
+            });
+        });
+    }
+}
+
 /// Activations of serving and of a training row, and gradients, through weights in bf16.
 fn bf16(c: &mut Criterion) {
     let all = kernels();
@@ -229,6 +261,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
-    targets = roofline, pool, quantize, packed, bf16, attention, matmul
+    targets = roofline, pool, quantize, packed, gate, bf16, attention, matmul
 }
 criterion_main!(benches);

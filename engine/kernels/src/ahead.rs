@@ -1,7 +1,7 @@
-//! Weights that a thread multiplies next, asked for while it multiplies others.
+//! Weights that a thread multiplies next, or places that it writes next, asked for while it multiplies others.
 //!
 //! A block of weights is some hundred bytes of many rows each: too short and too scattered for the processor to foresee, and
-//! read once in a product, so that without this every block is waited for.
+//! read once in a product, so that without this every block is waited for. So are outputs.
 
 /// Bytes of a cache line.
 const LINE: usize = 64;

@@ -17,7 +17,7 @@ pub enum Isa {
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI: Intel since 2019, AMD since 2022.
     Avx512,
     /// AVX-512 with BF16 and the tile registers of AMX: Intel since 2023, where the system allows them. Always for bf16; for integers where
-    /// they are measured to be faster than AVX-512, at the first use in a process: the bits are the same.
+    /// they are measured to be clearly faster than AVX-512, at the first use in a process: the bits are the same.
     Amx,
 }
 

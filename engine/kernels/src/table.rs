@@ -58,8 +58,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// The table for kernels of `isa`: that of AMX only where its integer products are found faster than those of AVX-512, at the first
-    /// use in a process. Tests always take it.
+    /// The table for kernels of `isa`: that of AMX only where its integer products are found clearly faster than those of AVX-512, at
+    /// the first use in a process. Tests always take it.
     ///
     /// # Safety
     /// The processor has `isa`.

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use bespoke_kernels::{Attention, AttentionRow, DType, Kernels, KvDType, NewRows, Rope};
 
-use crate::{KvCache, LayerWeights, ModelConfig, ModelError, ModelSource, Quantization, Weight, Weights};
+use crate::{KvCache, LayerWeights, Linear, ModelConfig, ModelError, ModelSource, Quantization, Weight, Weights};
 
 use projection::{Projection, Scratch};
 pub use step::{Step, StepRow};
@@ -212,7 +212,8 @@ impl Model {
         let scratch = Scratch { plain: w.normed, activations: w.activations, num_integer_rows };
         let LayerWeights { ffn_norm, gate, up, down, .. } = weights;
         let projections = [Projection::new(gate, w.gate), Projection::new(up, w.up)];
-        if [gate, up, down].iter().all(|linear| matches!(linear.weight, Weight::Packed(_))) {
+        let is_packed = |linear: &Linear| matches!(linear.weight, Weight::Packed(_));
+        if [gate, up, down].into_iter().all(is_packed) && gate.bias.is_none() && up.bias.is_none() {
             return self.feed_forward_packed(weights, w.hidden, projections, (scratch, w.gated));
         }
         self.project_normed(w.hidden, ffn_norm, scratch, projections);

@@ -1,7 +1,7 @@
 //! Attention of ragged rows over a paged KV cache.
 //!
-//! Keys are visited in chunks of [`CHUNK`] at fixed absolute positions, with an online softmax: each chunk rescales
-//! what came before by `exp(old max - new max)`. A row's result depends on its own query, keys and values and on
+//! Keys are visited in chunks of [`CHUNK`] at fixed absolute positions, with an online softmax: each chunk, in tile registers each
+//! two, rescales what came before by `exp(old max - new max)`. A row's result depends on its own query, keys and values and on
 //! nothing else: not on the block size, the block numbers, or which other rows and heads are computed with it. How keys
 //! and values are stored is `kv.rs`.
 
@@ -33,7 +33,7 @@ use crate::shared::SharedMut;
 use crate::table::Table;
 use crate::{Buffer, Pool};
 
-/// Keys per step of the online softmax: two AVX-512 vectors, and 16 KiB of keys and values for a head of 64.
+/// Keys of a chunk: two AVX-512 vectors, and 16 KiB of keys and values for a head of 64.
 pub(crate) const CHUNK: usize = 32;
 /// Half a chunk: keys that lie one after the other where blocks are multiples of it.
 pub(crate) const HALF: usize = CHUNK / 2;

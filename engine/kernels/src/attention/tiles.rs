@@ -17,7 +17,7 @@ use super::{CHUNK, HALF, Job};
 use crate::Buffer;
 use crate::bf16::{interleaved, rounded};
 use crate::elementwise::avx512::exp_or_zero;
-use crate::tiles::{self, LINE, ROWS};
+use crate::tiles::{Configured, LINE, ROWS};
 
 /// Most vectors of a block: their sums and queries (36 KiB for a head of 64) stay in a second-level cache.
 pub(crate) const VECTORS: usize = 96;
@@ -34,8 +34,11 @@ const SQUARE: usize = ROWS * LANES;
 /// Floats, or pairs, of a vector register.
 const LANES: usize = 16;
 
+/// Begins at a line of the caches: a row of a tile register that lies in two takes twice as long.
+#[repr(C, align(64))]
+struct Lines<T>(T);
+
 /// What a block works on; grows once.
-#[repr(align(64))]
 struct Room {
     /// Queries: per sixteen vectors a square for each [`STEP`] of the head.
     queries: Buffer<u32>,
@@ -44,9 +47,9 @@ struct Room {
     /// Values of each chunk: a square for each sixteen elements of the head.
     values: Buffer<u32>,
     /// Scores of sixteen vectors.
-    scores: [[f32; KEYS]; ROWS],
+    scores: Lines<[[f32; KEYS]; ROWS]>,
     /// Their weights: a square for each chunk.
-    weights: [[u32; SQUARE]; CHUNKS],
+    weights: Lines<[[u32; SQUARE]; CHUNKS]>,
     /// Unnormalised outputs `(vectors, head_dim)`.
     sums: Buffer,
     /// The highest score of each vector so far, scaled.
@@ -63,8 +66,8 @@ thread_local! {
         queries: Buffer::default(),
         keys: Buffer::default(),
         values: Buffer::default(),
-        scores: [[0.0; KEYS]; ROWS],
-        weights: [[0; SQUARE]; CHUNKS],
+        scores: Lines([[0.0; KEYS]; ROWS]),
+        weights: Lines([[0; SQUARE]; CHUNKS]),
         sums: Buffer::default(),
         highest: Buffer::default(),
         totals: Buffer::default(),
@@ -201,7 +204,7 @@ impl Room {
     /// # Safety
     /// The processor has AMX and AVX512-BF16.
     unsafe fn step(&mut self, num_chunks: usize, scale: f32) {
-        tiles::configure_whole();
+        let _configured = Configured::whole();
         for block in 0..self.lanes.len().div_ceil(ROWS) {
             // SAFETY: the caller's promise.
             unsafe {
@@ -213,7 +216,6 @@ impl Room {
                 self.add(block, num_chunks);
             }
         }
-        tiles::release();
     }
 
     /// The pairs of the keys, or of the values, of a chunk.
@@ -270,7 +272,7 @@ impl Room {
         let queries = &self.queries[block * steps * SQUARE..(block + 1) * steps * SQUARE];
         for (index, keys) in self.keys.chunks_exact(2 * steps * SQUARE).take(num_chunks).enumerate() {
             let (first, second) = keys.split_at(steps * SQUARE);
-            let out = self.scores.as_flattened_mut()[index * CHUNK..].as_mut_ptr();
+            let out = self.scores.0.as_flattened_mut()[index * CHUNK..].as_mut_ptr();
             // SAFETY: squares of as many steps lie in each slice, and sixteen rows of scores in the last.
             unsafe {
                 asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
@@ -306,7 +308,7 @@ impl Room {
         let totals = &mut self.totals.as_chunks_mut::<ROWS>().0[block];
         let mut parts = [_mm512_set1_ps(f32::NEG_INFINITY); ROWS];
         for (i, &(start, end)) in lanes.iter().enumerate().filter(|(_, (start, end))| start < end) {
-            let scores = &mut self.scores[i];
+            let scores = &mut self.scores.0[i];
             if (start, end) != (0, N * CHUNK) {
                 scores[..start].fill(f32::NEG_INFINITY);
                 scores[end..].fill(f32::NEG_INFINITY);
@@ -325,10 +327,10 @@ impl Room {
             let mut weights = [_mm512_setzero_ps(); V];
             if sees {
                 let max = _mm512_set1_ps(highest[i]);
-                weights = scaled::<V>(&self.scores[i], scale).map(|scores| exp_or_zero(_mm512_sub_ps(scores, max)));
+                weights = scaled::<V>(&self.scores.0[i], scale).map(|scores| exp_or_zero(_mm512_sub_ps(scores, max)));
                 *part = combined(weights, |a, b| _mm512_add_ps(a, b));
             }
-            for (square, [low, high]) in self.weights.iter_mut().zip(weights.as_chunks().0) {
+            for (square, [low, high]) in self.weights.0.iter_mut().zip(weights.as_chunks().0) {
                 // SAFETY: sixteen pairs are a vector.
                 unsafe { _mm512_storeu_si512(square[i * LANES..].as_mut_ptr().cast(), rounded(*low, *high)) };
             }
@@ -356,7 +358,7 @@ impl Room {
                 let (sums, stride) = (sums.as_mut_ptr().add(group * LANES), head_dim * size_of::<f32>());
                 asm!("tileloadd tmm0, [{sums} + {stride}]", sums = in(reg) sums, stride = in(reg) stride,
                     options(nostack, readonly));
-                for (index, weights) in self.weights.iter().enumerate().take(num_chunks) {
+                for (index, weights) in self.weights.0.iter().enumerate().take(num_chunks) {
                     asm!(
                         "tileloadd tmm2, [{weights} + {line}]",
                         "tileloadd tmm3, [{values} + {line}]",

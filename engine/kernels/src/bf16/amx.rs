@@ -42,7 +42,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>, place: Place) {
     }
 }
 
-/// Weights that are multiplied next: with each square as many lines are asked for as it takes to have asked for all in the end.
+/// What is read or written next: with each square as many lines are asked for as it takes to have asked for all in the end.
 struct Next {
     lines: Lines,
     lines_per_step: usize,

@@ -181,7 +181,7 @@ pub(crate) struct Part<'a> {
     pub(crate) lines: [&'a [u32]; 2],
     /// Pairs of a row, a multiple of 16.
     pub(crate) pairs: usize,
-    /// The weights that the caller most likely comes to next, for the caches.
+    /// What the caller most likely comes to next, for the caches: weights, or where outputs go.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "a hint for AMX"))]
     pub(crate) next: Ahead,
 }

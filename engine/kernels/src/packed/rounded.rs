@@ -1,4 +1,5 @@
-//! Products of rounded activations with packed weights: weights are decoded to bf16 group by group, for all rows at once.
+//! Products of rounded activations with packed weights: weights are decoded to bf16 group by group, for all rows at once. Gate and up of
+//! a feed-forward block go on to the rounded input of the next product, so that floats of the block's width are never written.
 //!
 //! An output starts at zero, or at what it held where the product is added, then takes its inputs as `bf16/mod.rs` says, then the
 //! bias. The cut into parts depends on the weights alone.

@@ -17,13 +17,13 @@ pub(crate) fn run(table: &'static Table, pool: &Pool, source: Source<'_>, rows: 
     if rows == 0 {
         return;
     }
-    let num_groups = out.num_groups();
-    // Equal tasks, as many for each thread.
-    let num_tasks = (rows * cols / TASK_ELEMENTS).next_multiple_of(pool.num_threads());
-    let task_rows = if rows * cols <= TASK_ELEMENTS { rows } else { rows.div_ceil(num_tasks) };
+    let (num_groups, num_threads) = (out.num_groups(), pool.num_threads());
+    let enough = (rows * cols).div_ceil(TASK_ELEMENTS).max(1);
+    // Tasks as equal as can be, and as many for each thread where there is one for each.
+    let num_tasks = if enough > num_threads { enough.next_multiple_of(num_threads) } else { enough }.min(rows);
     let writer = out.writer();
-    pool.run(rows.div_ceil(task_rows), |task| {
-        let rows = task * task_rows..rows.min((task + 1) * task_rows);
+    pool.run(num_tasks, |task| {
+        let rows = task * rows / num_tasks..(task + 1) * rows / num_tasks;
         for group in 0..num_groups {
             let of_group = writer.group_rows(group);
             for row in rows.start.max(of_group.start)..rows.end.min(of_group.end) {

@@ -100,8 +100,8 @@ impl Model {
         }
     }
 
-    /// Computes `hidden += down(silu(gate) * up)`, gate and up of `norm(hidden)`, where all three are packed; those of prompts are not
-    /// written to the projections.
+    /// Computes `hidden += down(silu(gate) * up)`, gate and up of `norm(hidden)`, where all three are packed, the first two
+    /// without a bias; those of prompts are not written to the projections.
     pub(super) fn feed_forward_packed(
         &self,
         layer: &LayerWeights,

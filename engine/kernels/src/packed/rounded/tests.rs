@@ -74,12 +74,14 @@ proptest! {
             let [mut gate, up] = weights.each_ref().map(|w| product(&kernels, (&x, n), w, None, None));
             kernels.swiglu(&mut gate, &up);
             let [mut rounded, mut expected, mut found] = [(); 3].map(|()| Rounded::new());
+            // What it held before may have been larger.
+            kernels.round(&vec![f32::NAN; 2 * (n + 9) * (rows + 33)], n + 9, &mut found);
             kernels.round(&gate, n, &mut expected);
             kernels.round(&x, n, &mut rounded);
             kernels.matmul_packed_gated_bf16(&rounded, weights.each_ref(), &mut found);
             prop_assert_eq!((found.rows(), found.cols()), (n, rows));
             for row in 0..n {
-                let pairs = |rounded: &Rounded| rounded.row(row).take(rows.div_ceil(2)).collect::<Vec<_>>();
+                let pairs = |rounded: &Rounded| rounded.row(row).collect::<Vec<_>>();
                 prop_assert!(pairs(&found) == pairs(&expected), "{} on {}, row {}", dtype, isa, row);
             }
         }
