@@ -26,7 +26,7 @@ const TASKS_PER_THREAD: usize = 4;
 const AHEAD: usize = 2;
 
 thread_local! {
-    /// The block that a thread is at. To make one for every few rows takes as long as a chunk.
+    /// The block that a thread is at: too large to be made anew for every few rows.
     static BLOCK: RefCell<Box<Block>> = RefCell::new(Box::new(Block {
         num_vectors: 0,
         head_dim: 0,
