@@ -275,4 +275,25 @@ mod tests {
             assert!(largest < 0.3 && (largest > 0.0) != kernels.has_bf16(), "{largest}");
         }
     }
+
+    /// Gate and up packed and `down` not, and the other way round: no farther off than a model that is packed whole.
+    #[test]
+    fn layers_of_which_only_some_matrices_are_packed_compute_nearly_the_same() {
+        let folder = TinyModel::default().write_hf().unwrap();
+        let quantized = LoadOptions { quantization: Quantization::Q8_0, ..LoadOptions::default() };
+        let [mut packed, mut plain] =
+            [quantized, LoadOptions::default()].map(|options| Model::load(folder.path(), options).unwrap());
+        let exact = logits(&plain);
+        let differences = |found: Vec<f32>| exact.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let whole = differences(logits(&packed));
+        for (packed, plain) in packed.weights.layers.iter_mut().zip(&mut plain.weights.layers) {
+            assert!(matches!(packed.down.weight, Weight::Packed(_)) && matches!(plain.down.weight, Weight::Plain(_)));
+            std::mem::swap(&mut packed.down, &mut plain.down);
+        }
+        plain.prompts_differ = packed.prompts_differ;
+        for mixed in [packed, plain] {
+            let largest = differences(logits(&mixed));
+            assert!(largest > 0.0 && largest < whole, "{largest}, of a model packed whole {whole}");
+        }
+    }
 }

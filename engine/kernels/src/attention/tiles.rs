@@ -210,8 +210,8 @@ impl Room {
             unsafe {
                 self.score(block, num_chunks);
                 match num_chunks {
-                    1 => self.weigh::<1, 2>(block, scale),
-                    _ => self.weigh::<2, 4>(block, scale),
+                    1 => self.weigh::<{ CHUNK / LANES }>(block, scale),
+                    _ => self.weigh::<{ KEYS / LANES }>(block, scale),
                 }
                 self.add(block, num_chunks);
             }
@@ -296,20 +296,20 @@ impl Room {
         }
     }
 
-    /// Turns the scores of a block into rounded weights, and corrects its sums so far: sixteen vectors, a lane each; `N` chunks of `V`
-    /// vector registers.
+    /// Turns the scores of a block into rounded weights, and corrects its sums so far: sixteen vectors, a lane each, whose scores
+    /// take `V` vector registers.
     ///
     /// # Safety
     /// The processor has AVX512-BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")]
-    unsafe fn weigh<const N: usize, const V: usize>(&mut self, block: usize, scale: f32) {
+    unsafe fn weigh<const V: usize>(&mut self, block: usize, scale: f32) {
         let lanes = &self.lanes[block * ROWS..self.lanes.len().min((block + 1) * ROWS)];
         let highest = &mut self.highest.as_chunks_mut::<ROWS>().0[block];
         let totals = &mut self.totals.as_chunks_mut::<ROWS>().0[block];
         let mut parts = [_mm512_set1_ps(f32::NEG_INFINITY); ROWS];
         for (i, &(start, end)) in lanes.iter().enumerate().filter(|(_, (start, end))| start < end) {
             let scores = &mut self.scores.0[i];
-            if (start, end) != (0, N * CHUNK) {
+            if (start, end) != (0, V * LANES) {
                 scores[..start].fill(f32::NEG_INFINITY);
                 scores[end..].fill(f32::NEG_INFINITY);
             }
