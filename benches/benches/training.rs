@@ -10,8 +10,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use bespoke_kernels::{
-    Attended, Bf16Matrix, CausalAttention, DType, Direction, Isa, Kernels, LogitGradient, LowRank, LowRankGradients,
-    LowRankInputs, Mask, Matrix, Product, Right, Rounded, RowLosses, Tree, View,
+    Attended, Bf16Matrix, CausalAttention, DType, Direction, Isa, Kernels, LowRank, LowRankGradients, LowRankInputs,
+    Mask, Matrix, Product, Right, Rounded, RowLosses, Tree, View,
 };
 use bespoke_model::ModelSource;
 use bespoke_testkit::TinyModel;
@@ -208,8 +208,36 @@ fn cross_entropy(c: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
             b.iter(|| {
                 let (logits, logprobs) = (black_box(&mut logits), &mut logprobs);
-                let gradient = LogitGradient::InPlace;
-                kernels.row_losses(RowLosses { logits, targets: &targets, logprobs, gradient });
+                kernels.row_losses(RowLosses { logits, targets: &targets, logprobs, gradient: true });
+            });
+        });
+    }
+}
+
+/// The head in bf16, from rows to their gradients, in one kernel and step by step; elements are logits.
+fn head(c: &mut Criterion) {
+    let (matrix, x) = (matrix(DType::Bf16, VOCAB, HIDDEN), floats(TOKENS * HIDDEN));
+    let targets: Vec<u32> = (0..TOKENS as u32).collect();
+    for kernels in kernels().into_iter().filter(|kernels| kernels.isa() != Isa::Scalar) {
+        let w = Bf16Matrix::pack_all(&[&matrix], kernels.pool()).pop().expect("one matrix");
+        let [mut rounded, mut d_logits] = [(); 2].map(|()| Rounded::new());
+        kernels.round(&x, TOKENS, &mut rounded);
+        let (mut logits, mut logprobs, mut d_x) = (vec![0.0; TOKENS * VOCAB], vec![0.0; TOKENS], x.clone());
+        let mut group = c.benchmark_group("head");
+        group.throughput(Throughput::Elements(logits.len() as u64));
+        group.bench_function(BenchmarkId::new("one kernel", kernels.isa()), |b| {
+            b.iter(|| {
+                let (x, logprobs, gradient) = (&rounded, &mut logprobs[..], Some(black_box(&mut d_x[..])));
+                kernels.product_losses(ProductLosses { x, w: &w, targets: &targets, logprobs, gradient });
+            });
+        });
+        group.bench_function(BenchmarkId::new("step by step", kernels.isa()), |b| {
+            b.iter(|| {
+                kernels.matmul_rounded(&rounded, (&w, Direction::Forward), false, &mut logits);
+                let (logits, logprobs) = (&mut logits, &mut logprobs);
+                kernels.row_losses(RowLosses { logits, targets: &targets, logprobs, gradient: true });
+                kernels.round(logits, TOKENS, &mut d_logits);
+                kernels.matmul_rounded(&d_logits, (&w, Direction::Backward), false, black_box(&mut d_x));
             });
         });
     }
@@ -252,6 +280,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
-    targets = frozen, factors, low_rank, attention, gated, dropout, cross_entropy, step
+    targets = frozen, factors, low_rank, attention, gated, dropout, cross_entropy, head, step
 }
 criterion_main!(benches);

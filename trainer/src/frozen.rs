@@ -1,6 +1,6 @@
 //! A frozen matrix in the form in which it is multiplied.
 
-use bespoke_kernels::{Bf16Matrix, Buffer, Direction, Kernels, LogitGradient, Matrix, Product, Right, Rounded, View};
+use bespoke_kernels::{Bf16Matrix, Buffer, Direction, Kernels, Matrix, Product, Right, Rounded, View};
 use serde::{Deserialize, Serialize};
 
 /// What products with frozen weights and with factors, and those of attention, are computed in. All else is single precision: the
@@ -116,14 +116,6 @@ impl Frozen {
         kernels.rms_norm_backward(norm, d_out, d_x, rounded);
     }
 
-    /// Where the gradient of logits, which this matrix computed, goes to be prepared; [`Frozen::rows`] then gives it.
-    pub fn logit_gradient<'a>(&self, rounded: &'a mut Rounded) -> LogitGradient<'a> {
-        match self {
-            Frozen::Exact(_) => LogitGradient::InPlace,
-            Frozen::Packed(_) => LogitGradient::Rounded(rounded),
-        }
-    }
-
     /// Rows that are there in both forms, as far as this matrix needs them.
     pub fn rows<'a>(&self, x: &'a [f32], rounded: &'a Rounded) -> Rows<'a> {
         match self {
@@ -145,6 +137,22 @@ impl Frozen {
                 kernels.matmul_rounded(x.rounded(), (matrix, Direction::Forward), false, out);
             }
         }
+    }
+}
+
+/// `out = x w^T` for several matrices of one kind.
+///
+/// **Shapes**: as of [`Frozen::forward`]. **Panics** if a length does not fit.
+pub(crate) fn forward_each<const N: usize>(kernels: &Kernels, x: Rows<'_>, outputs: [(&Frozen, &mut [f32]); N]) {
+    let mut packed = Vec::with_capacity(N);
+    for (w, out) in outputs {
+        match w.packed() {
+            Some(w) => packed.push((w, out)),
+            None => w.forward(kernels, x, out),
+        }
+    }
+    if !packed.is_empty() {
+        kernels.matmul_rounded_each(x.rounded(), &mut packed);
     }
 }
 

@@ -153,6 +153,13 @@ impl Kernels {
         bf16::run_rounded(&self.pool, &factors, accumulate, out);
     }
 
+    /// [`Kernels::matmul_rounded`], forward, with several matrices at once.
+    ///
+    /// **Shapes**: each output `(n, rows)` of its matrix. **Panics** if a length does not fit.
+    pub fn matmul_rounded_each(&self, x: &Rounded, outputs: &mut [(&Bf16Matrix, &mut [f32])]) {
+        bf16::run_each(self.isa, &self.pool, x, outputs);
+    }
+
     /// Whether the instruction set has products in bf16, so that [`Kernels::matmul_bf16`] need not widen its factors to floats.
     pub fn has_bf16(&self) -> bool {
         bf16::is_native(self.isa)

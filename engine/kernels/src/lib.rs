@@ -60,6 +60,6 @@ pub use reduce::{argmax, log_sum_exp};
 pub use roofline::Roofline;
 pub use rope::{Rope, RopeStyle};
 pub use training::{
-    Attended, CausalAttention, LogitGradient, LowRank, LowRankGradients, LowRankInputs, MIX_STEP, Mask, Product, Right,
+    Attended, CausalAttention, LowRank, LowRankGradients, LowRankInputs, MIX_STEP, Mask, Product, ProductLosses, Right,
     RowLosses, Segment, Tree, View, mix,
 };

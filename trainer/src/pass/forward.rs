@@ -3,7 +3,7 @@
 use super::linear::Module;
 use super::{Adapted, Kept, Pass};
 use crate::batch::Batch;
-use crate::frozen::RowBuffers;
+use crate::frozen::{RowBuffers, forward_each};
 use crate::target::Target;
 
 impl Pass<'_> {
@@ -63,14 +63,16 @@ impl Pass<'_> {
         let buffers = RowBuffers { floats: &mut work.normed, rounded: &mut work.rounded, keeps_floats };
         let norm = (&*kept.x, &*weights.attn_norm, config.norm_eps);
         let input = module(Target::Q).linear.weight.prepare_norm(kernels, norm, buffers);
-        let outputs = [
-            (Target::Q, &mut kept.q, config.query_size()),
-            (Target::K, &mut kept.k, config.kv_size()),
-            (Target::V, &mut kept.v, config.kv_size()),
-        ];
-        for (target, out, width) in outputs {
-            let low = &mut kept.low[target.index()];
-            module(target).forward(input, out.fit(rows * width), low, &mut work.dropped);
+        let targets = [Target::Q, Target::K, Target::V];
+        let weight = |target: Target| &weights.linears[target.index()].weight;
+        let mut outputs = [&mut kept.q, &mut kept.k, &mut kept.v];
+        for (out, target) in outputs.iter_mut().zip(targets) {
+            out.fit(rows * weight(target).outputs());
+        }
+        let [q, k, v] = outputs.each_mut().map(|out| &mut out[..]);
+        forward_each(kernels, input, [(weight(Target::Q), q), (weight(Target::K), k), (weight(Target::V), v)]);
+        for (out, target) in outputs.into_iter().zip(targets) {
+            module(target).add(input, out, &mut kept.low[target.index()], &mut work.dropped);
         }
         if let Some(norms) = &weights.head_norms {
             for ((raw, heads), norm) in kept.raw.iter_mut().zip([&mut kept.q, &mut kept.k]).zip(norms) {

@@ -46,8 +46,13 @@ impl<'a> Module<'a> {
 
     /// Computes the module; `low` is left for the backward pass.
     pub(super) fn forward(&self, x: Rows<'_>, out: &mut [f32], low: &mut Buffer, dropped: &mut Buffer) {
+        self.linear.weight.forward(self.kernels, x, out);
+        self.add(x, out, low, dropped);
+    }
+
+    /// Adds what the module has beside its product.
+    pub(super) fn add(&self, x: Rows<'_>, out: &mut [f32], low: &mut Buffer, dropped: &mut Buffer) {
         let (w, inputs) = (&self.linear.weight, self.linear.weight.inputs());
-        w.forward(self.kernels, x, out);
         if let Some(bias) = &self.linear.bias {
             self.kernels.add_bias(out, bias);
         }

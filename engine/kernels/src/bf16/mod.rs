@@ -34,8 +34,9 @@ use std::sync::Arc;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{interleaved, rounded};
 pub use product::Direction;
-pub(crate) use product::{run, run_rounded};
+pub(crate) use product::{run, run_each, run_rounded};
 pub use round::Rounded;
+pub(crate) use turn::turn;
 
 use crate::ahead::Ahead;
 use crate::huge_pages::HugePages;
@@ -57,7 +58,7 @@ pub(crate) const BLOCK_ROWS: usize = 16;
 /// Pairs of a row in a square.
 const SQUARE_PAIRS: usize = STEP / 2;
 /// Pairs of a square.
-const SQUARE: usize = BLOCK_ROWS * SQUARE_PAIRS;
+pub(crate) const SQUARE: usize = BLOCK_ROWS * SQUARE_PAIRS;
 
 /// Sixteen pairs of sixteen rows.
 pub(crate) type Square = [u32; SQUARE];

@@ -24,6 +24,40 @@ const MIN_TASK: usize = 1 << 17;
 /// the slower one's last took some percent of a product of 175 x 576 x 1536.
 const TASKS_PER_THREAD: usize = 48;
 
+/// Computes `x w^T` for several matrices, whose groups are shared out together.
+///
+/// **Panics** if a length does not fit.
+pub(crate) fn run_each(isa: Isa, pool: &Pool, x: &Rounded, outputs: &mut [(&Bf16Matrix, &mut [f32])]) {
+    let factors: Vec<[Factors<'_>; 1]> =
+        outputs.iter().map(|&(w, _)| [Factors { isa, x, w, direction: Direction::Forward }]).collect();
+    let mut products = Vec::with_capacity(factors.len());
+    for (factors, (_, out)) in factors.iter().zip(outputs) {
+        check(factors, out);
+        if factors[0].num_pairs() == 0 {
+            out.fill(0.0);
+        } else if !out.is_empty() {
+            products.push(Product { factors, accumulate: false, out: SharedMut::new(out) });
+        }
+    }
+    let Some(first) = products.first() else { return };
+    let num_groups = products.iter().map(|product| product.factors[0].num_groups()).sum();
+    let pairs = first.factors[0].num_pairs();
+    in_groups((isa, pool), (num_groups, 2 * GROUP * pairs * x.rows()), |group, next| {
+        let of = |mut group: usize| {
+            for product in &products {
+                let Some(behind) = group.checked_sub(product.factors[0].num_groups()) else {
+                    return Some((product, group));
+                };
+                group = behind;
+            }
+            None
+        };
+        let (product, group) = of(group).expect("invariant: groups are counted");
+        let next = of(next).map_or(Ahead::none(), |(product, group)| product.factors[0].ahead(group));
+        product.group(group, next);
+    });
+}
+
 /// Which way rows go through a matrix `(rows, cols)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -69,6 +103,17 @@ pub(crate) fn run(
 ///
 /// **Panics** if there are no factors, or a length does not fit.
 pub(crate) fn run_rounded(pool: &Pool, factors: &[Factors<'_>], accumulate: bool, out: &mut [f32]) {
+    check(factors, out);
+    if factors.iter().all(|factors| factors.num_pairs() == 0) && !accumulate {
+        out.fill(0.0);
+    }
+    if !out.is_empty() {
+        Product { factors, accumulate, out: SharedMut::new(out) }.run(pool);
+    }
+}
+
+/// **Panics** if there are no factors, or a length does not fit.
+fn check(factors: &[Factors<'_>], out: &[f32]) {
     let first = factors.first().expect("a sum has terms");
     let (rows, outputs) = (first.x.rows(), first.outputs());
     assert_eq!(Some(out.len()), rows.checked_mul(outputs), "outputs of {rows} rows for {:?}", first.w);
@@ -76,12 +121,6 @@ pub(crate) fn run_rounded(pool: &Pool, factors: &[Factors<'_>], accumulate: bool
         let (inputs, its_outputs) = direction.shape(w);
         assert!(x.rows() == 0 || x.cols() == inputs, "{} activations in a row for {w:?}", x.cols());
         assert_eq!((x.rows(), its_outputs), (rows, outputs), "terms of a sum");
-    }
-    if factors.iter().all(|factors| factors.num_pairs() == 0) && !accumulate {
-        out.fill(0.0);
-    }
-    if !out.is_empty() {
-        Product { factors, accumulate, out: SharedMut::new(out) }.run(pool);
     }
 }
 
@@ -134,21 +173,7 @@ impl Factors<'_> {
 
     /// Runs groups in tasks, with the group that comes next; behind the end those begin again, counted on.
     pub(crate) fn groups(&self, pool: &Pool, pairs: usize, run: impl Fn(usize, usize) + Sync) {
-        let num_groups = self.num_groups();
-        let balanced = num_groups.div_ceil(pool.num_threads() * TASKS_PER_THREAD);
-        let enough = MIN_TASK.div_ceil((2 * GROUP * pairs * self.x.rows()).max(1));
-        let task_groups = balanced.max(enough).min(num_groups);
-        let num_tasks = num_groups.div_ceil(task_groups);
-        pool.run(num_tasks, |task| {
-            // Most likely this thread comes to that task next.
-            let next = task + pool.num_threads();
-            let next =
-                if next < num_tasks { next * task_groups } else { num_groups + (next - num_tasks) * task_groups };
-            let groups = task * task_groups..num_groups.min((task + 1) * task_groups);
-            with_tiles(self.isa, || {
-                groups.clone().for_each(|group| run(group, if group + 1 < groups.end { group + 1 } else { next }));
-            });
-        });
+        in_groups((self.isa, pool), (self.num_groups(), 2 * GROUP * pairs * self.x.rows()), run);
     }
 
     /// What is read first of a group; nothing where there is none.
@@ -214,6 +239,23 @@ impl Factors<'_> {
     }
 }
 
+/// Runs groups in tasks, as [`Factors::groups`]; `work` is the multiply-adds of one.
+fn in_groups((isa, pool): (Isa, &Pool), (num_groups, work): (usize, usize), run: impl Fn(usize, usize) + Sync) {
+    let balanced = num_groups.div_ceil(pool.num_threads() * TASKS_PER_THREAD);
+    let enough = MIN_TASK.div_ceil(work.max(1));
+    let task_groups = balanced.max(enough).min(num_groups);
+    let num_tasks = num_groups.div_ceil(task_groups);
+    pool.run(num_tasks, |task| {
+        // Most likely this thread comes to that task next.
+        let next = task + pool.num_threads();
+        let next = if next < num_tasks { next * task_groups } else { num_groups + (next - num_tasks) * task_groups };
+        let groups = task * task_groups..num_groups.min((task + 1) * task_groups);
+        with_tiles(isa, || {
+            groups.clone().for_each(|group| run(group, if group + 1 < groups.end { group + 1 } else { next }));
+        });
+    });
+}
+
 /// A sum of products.
 struct Product<'a> {
     factors: &'a [Factors<'a>],
@@ -236,6 +278,16 @@ impl Product<'_> {
             let num = self.parts().skip(done).take_while(fits).count().max(1);
             self.groups(pool, done..done + num);
             done += num;
+        }
+    }
+
+    /// Computes a group of the first product; `next` is read after it.
+    fn group(&self, group: usize, next: Ahead) {
+        let factors = &self.factors[0];
+        for first in (0..factors.num_pairs()).step_by(factors.part_pairs()) {
+            let after = factors.part_from(first + factors.part_pairs());
+            let next = if after.is_empty() { next } else { factors.ahead_of((group, after)) };
+            self.part(factors, (group, factors.part_from(first)), next, self.accumulate || first > 0);
         }
     }
 

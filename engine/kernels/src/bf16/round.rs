@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, Square, has_rounding, num_pairs, pair};
+use super::{BLOCK_ROWS, SQUARE, SQUARE_PAIRS, STEP, Square, even, has_rounding, num_pairs, odd, pair};
 use crate::ahead::Ahead;
 use crate::shared::SharedMut;
 use crate::source::{Source, TASK_ELEMENTS};
 use crate::table::Table;
-use crate::{Buffer, Isa, Pool, prefetch};
+use crate::{Buffer, Isa, Pool};
 
 /// Rounded rows, reused from product to product; they grow to the largest shape they have held.
 #[derive(Default)]
@@ -40,8 +40,17 @@ impl Rounded {
         self.cols
     }
 
+    /// A row in single precision again.
+    ///
+    /// **Shapes**: `out`: `(cols)`. **Panics** if the row is outside.
+    pub(crate) fn widen_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "row {row} of {} into {}", self.rows, out.len());
+        for (pair, out) in self.row(row).zip(out.chunks_mut(2)) {
+            out.iter_mut().zip([even(pair), odd(pair)]).for_each(|(out, value)| *out = value);
+        }
+    }
+
     /// The pairs of a row, those that fill it up among them.
-    #[cfg(test)]
     pub(crate) fn row(&self, row: usize) -> impl Iterator<Item = u32> {
         let start = row / BLOCK_ROWS * block_len(self.cols) + row % BLOCK_ROWS * SQUARE_PAIRS;
         (0..num_pairs(self.cols))
@@ -123,14 +132,6 @@ impl<'a> Rounding<'a> {
         // SAFETY: the caller's promise.
         let square = unsafe { self.blocks.part(start..start + SQUARE) };
         square.try_into().expect("invariant: the part is as long as a square")
-    }
-
-    /// Asks the caches for a square that is written soon, if there is one.
-    pub(crate) fn ask(&self, block: usize, index: usize) {
-        if index * SQUARE < self.block_len {
-            let start = block * self.block_len + index * SQUARE;
-            prefetch::for_writing(std::ptr::slice_from_raw_parts(self.blocks.pointer(start..start + SQUARE), SQUARE));
-        }
     }
 
     /// What is written of the squares that have some rows, whole blocks, and some columns.

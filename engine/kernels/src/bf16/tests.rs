@@ -239,3 +239,27 @@ fn a_sum_of_products_is_its_terms_added_one_by_one() {
         }
     }
 }
+
+/// Depths of one part and of two, outputs that end within a group, and no inputs at all.
+#[test]
+fn several_products_at_once_are_each_alone() {
+    let mut random = Random(71);
+    for (rows, inputs) in [(37, 70), (3, 1600), (5, 0)] {
+        let matrices = [64, 33, 5].map(|outputs| random.matrix(DType::F32, outputs, inputs));
+        let x = random.floats(rows * inputs);
+        for isa in available_isas() {
+            let kernels = Kernels::with_isa(isa, 2).unwrap();
+            let weights = matrices.each_ref().map(pack);
+            let mut rounded = Rounded::new();
+            kernels.round(&x, rows, &mut rounded);
+            let mut outputs = weights.each_ref().map(|w| (w, vec![f32::NAN; rows * w.rows()]));
+            let mut borrowed = outputs.each_mut().map(|(w, out)| (&**w, &mut out[..]));
+            kernels.matmul_rounded_each(&rounded, &mut borrowed);
+            for (w, found) in &outputs {
+                let mut expected = vec![f32::NAN; found.len()];
+                kernels.matmul_rounded(&rounded, (w, Direction::Forward), false, &mut expected);
+                assert_eq!(bits(found), bits(&expected), "{isa}, {inputs} inputs, {w:?}");
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@ use crate::Isa;
 /// Turns the columns of a group, for some pairs of rows that begin and end with a patch.
 ///
 /// **Shapes**: each half of `out`: `(pairs, 16)`. **Panics** if a length does not fit.
-pub(super) fn turn(isa: Isa, w: &Bf16Matrix, group: usize, pairs: Range<usize>, out: &mut [&mut [u32]; 2]) {
+pub(crate) fn turn(isa: Isa, w: &Bf16Matrix, group: usize, pairs: Range<usize>, out: &mut [&mut [u32]; 2]) {
     assert!(pairs.start.is_multiple_of(PATCH) && pairs.end.is_multiple_of(PATCH), "pairs {pairs:?} of rows");
     assert!(out.iter().all(|half| half.len() == pairs.len() * LANES), "lines of {} pairs", pairs.len());
     let half_len = w.num_pairs() * LANES;

@@ -4,6 +4,7 @@ use super::attention::Attended;
 use super::dropout::{LANES, Masked};
 use super::gated::{Floats, Gate};
 use super::low_rank::{self, LowRank, LowRankGradients, LowRankInputs};
+use super::product_losses::{self, ProductLosses};
 use super::table::TrainingTable;
 use super::{CausalAttention, Mask, Product, RowLosses};
 use crate::bf16::product::Factors;
@@ -207,5 +208,13 @@ impl Kernels {
     /// **Panics** if a length does not fit or a target is outside the vocabulary.
     pub fn row_losses(&self, losses: RowLosses<'_>) {
         losses.run(self.isa(), self.pool());
+    }
+
+    /// Log-probabilities of the targets of rows whose logits are a product in bf16, and their gradients by the rows.
+    ///
+    /// **Panics** if a shape does not fit or a target is outside the vocabulary.
+    pub fn product_losses(&self, losses: ProductLosses<'_>) {
+        let tables = (Table::of(self.isa()), self.training());
+        losses.run(product_losses::Run { isa: self.isa(), tables, pool: self.pool() });
     }
 }

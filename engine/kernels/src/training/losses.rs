@@ -1,34 +1,22 @@
 //! Log-probabilities of rows of logits, and their gradients.
 
 use super::table::TrainingTable;
-use crate::bf16::round::{Rounded, Rounding};
 use crate::shared::SharedMut;
 use crate::{Isa, Pool};
 
-/// Logits that stay in a first-level cache, whose exponentials are added up in single precision before the sum goes on in double. A
-/// multiple of the columns of a square.
+/// Logits that stay in a first-level cache, whose exponentials are added up in single precision before the sum goes on in double.
 const PART: usize = 1024;
 
 /// Rows of logits and the tokens that were to come.
 pub struct RowLosses<'a> {
-    /// Logits `(targets.len(), vocab)`, which stay as they are unless the gradient takes their place.
+    /// Logits `(targets.len(), vocab)`.
     pub logits: &'a mut [f32],
     /// The token that came after each row.
     pub targets: &'a [u32],
     /// Log-probability of each target.
     pub logprobs: &'a mut [f32],
-    /// Where the gradient goes.
-    pub gradient: LogitGradient<'a>,
-}
-
-/// Where the gradient of each row's log-probability by its logits goes: `onehot(target) - softmax(logits)`.
-pub enum LogitGradient<'a> {
-    /// It is not wanted.
-    None,
-    /// Over the logits.
-    InPlace,
-    /// Rounded to bf16, as rows of a product.
-    Rounded(&'a mut Rounded),
+    /// Whether the gradient of each row's log-probability takes the place of its logits: `onehot(target) - softmax(logits)`.
+    pub gradient: bool,
 }
 
 impl RowLosses<'_> {
@@ -38,11 +26,6 @@ impl RowLosses<'_> {
         let vocab = logits.len() / targets.len().max(1);
         assert!(logits.len() == vocab * targets.len() && logprobs.len() == targets.len(), "rows of logits");
         let table = TrainingTable::of(isa);
-        let (in_place, rounding) = match gradient {
-            LogitGradient::None => (false, None),
-            LogitGradient::InPlace => (true, None),
-            LogitGradient::Rounded(out) => (false, Some(Rounding::new(isa, out, targets.len(), vocab))),
-        };
         let (logits, logprobs) = (SharedMut::new(logits), SharedMut::new(logprobs));
         pool.run(targets.len(), |row| {
             // SAFETY: tasks have disjoint rows.
@@ -52,27 +35,17 @@ impl RowLosses<'_> {
             let logit = f64::from(logits[target]);
             let (highest, sum) = exp_sum(table, logits);
             logprob[0] = (logit - f64::from(highest) - sum.ln()) as f32;
-            if !in_place && rounding.is_none() {
+            if !gradient {
                 return;
             }
-            let mut made = [0.0; PART];
-            for (index, logits) in logits.chunks_mut(PART).enumerate() {
-                let made = &mut made[..logits.len()];
-                made.copy_from_slice(logits);
+            for logits in logits.chunks_mut(PART) {
                 // SAFETY: `Kernels` chose the table among those that this processor can run.
                 unsafe {
-                    (table.exp_sum)(made, 1.0, highest);
-                    (table.scale)(made, (-1.0 / sum) as f32);
-                }
-                if target / PART == index {
-                    made[target % PART] += 1.0;
-                }
-                match &rounding {
-                    // SAFETY: tasks have disjoint rows.
-                    Some(rounding) => unsafe { rounding.write(row, index * PART, made) },
-                    None => logits.copy_from_slice(made),
+                    (table.exp_sum)(logits, 1.0, highest);
+                    (table.scale)(logits, (-1.0 / sum) as f32);
                 }
             }
+            logits[target] += 1.0;
         });
     }
 }

@@ -18,6 +18,7 @@ mod losses;
 mod low_rank;
 mod pack;
 mod product;
+mod product_losses;
 mod scalar;
 mod squares;
 mod table;
@@ -27,7 +28,8 @@ mod view;
 
 pub use attention::{Attended, CausalAttention, Segment, Tree};
 pub use dropout::{MIX_STEP, Mask, mix};
-pub use losses::{LogitGradient, RowLosses};
+pub use losses::RowLosses;
 pub use low_rank::{LowRank, LowRankGradients, LowRankInputs};
 pub use product::{Product, Right};
+pub use product_losses::ProductLosses;
 pub use view::View;

@@ -73,7 +73,6 @@ impl Gate<'_> {
                     up.group(group, gate.ahead(next), &mut sums[1][..rows * GROUP]);
                 }
                 for (block, [gate, up]) in tiles(sums) {
-                    kept.iter().chain([&out]).for_each(|rows| rows.ask(block, next));
                     // SAFETY: tasks have disjoint groups.
                     unsafe { self.tile_forward([gate, up], (&kept, &out), (block, group)) };
                 }
@@ -120,7 +119,6 @@ impl Gate<'_> {
                 // SAFETY: `groups` runs this within `with_tiles`.
                 unsafe { down.group(group, down.ahead(next), &mut sums[0][..rows * GROUP]) };
                 for (block, [d_out, _]) in tiles(sums) {
-                    kept.iter().for_each(|rows| rows.ask(block, next));
                     // SAFETY: tasks have disjoint groups.
                     let squares = kept.each_ref().map(|kept| unsafe { kept.square(block, group) });
                     #[cfg(target_arch = "x86_64")]
