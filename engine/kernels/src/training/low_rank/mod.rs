@@ -18,8 +18,9 @@ use crate::shared::SharedMut;
 use crate::table::Table;
 use crate::{Buffer, Isa, Pool};
 
-/// Most rows of a task: the depth of two steps of a product along the rows.
-const ROWS_MAX: usize = 64;
+/// Most rows of a task: the depth of four steps of a product along the rows. Each task leaves gradients that are added up, so that half as
+/// many rows take a fifth more time.
+const ROWS_MAX: usize = 128;
 /// Most floats that tasks leave before they are added up (8 MiB), unless one task leaves more.
 const PARTS_MAX: usize = 1 << 21;
 /// Elements of the gradient of `A` that are worth a task.
