@@ -73,6 +73,8 @@ pub trait Watcher {
 struct Progress {
     lora: Lora,
     optimizer: AdamW,
+    /// Of a step.
+    gradients: Vec<f32>,
     state: State,
     metrics: Metrics,
     checkpoints: Checkpoints,
@@ -177,7 +179,8 @@ impl Run<'_> {
             }
         }
         let metrics = Metrics::open(output, state.step)?;
-        Ok(Progress { saved: state.step, lora, optimizer, state, metrics, checkpoints })
+        let gradients = vec![0.0; lora.values.len()];
+        Ok(Progress { saved: state.step, lora, optimizer, gradients, state, metrics, checkpoints })
     }
 
     fn step(&self, pass: &mut Pass<'_>, progress: &mut Progress, watcher: &mut dyn Watcher) -> Result<(), TrainError> {
@@ -187,7 +190,8 @@ impl Run<'_> {
         let num_rows = self.recipe.batch_size * self.recipe.gradient_accumulation;
         let end = order.len().min(state.position + num_rows);
         let items: Vec<Item<'_>> = order[state.position..end].iter().map(|&index| self.train[index]).collect();
-        let mut gradients = vec![0.0; progress.lora.values.len()];
+        let gradients = &mut progress.gradients;
+        gradients.fill(0.0);
         let settings = StepSettings {
             objective: self.objective,
             batch_tokens: self.recipe.batch_tokens,
@@ -195,10 +199,10 @@ impl Run<'_> {
             stop: self.stop,
         };
         // A step that is left has changed nothing; it is done again as a whole.
-        let done = run_items(pass, &progress.lora, &items, &settings, Some(&mut gradients));
+        let done = run_items(pass, &progress.lora, &items, &settings, Some(gradients));
         let Some(means) = done else { return Ok(()) };
         let limit = self.recipe.grad_norm_max;
-        let grad_norm = clip(&mut gradients, (limit > 0.0).then_some(limit));
+        let grad_norm = clip(gradients, (limit > 0.0).then_some(limit));
         for (what, value) in [("loss", means.loss), ("gradient", grad_norm)] {
             if !value.is_finite() {
                 return Err(TrainError::NotANumber { step: state.step + 1, what, value, checkpoint: progress.saved });
@@ -206,7 +210,7 @@ impl Run<'_> {
         }
         let warmup = (self.recipe.warmup_ratio * self.steps() as f64).ceil() as u64;
         let learning_rate = self.recipe.learning_rate * self.recipe.schedule.factor(state.step, warmup, self.steps());
-        progress.optimizer.update(&mut progress.lora.values, &gradients, learning_rate);
+        progress.optimizer.update(&mut progress.lora.values, gradients, learning_rate);
         state.step += 1;
         state.position = end;
         if end == order.len() {
