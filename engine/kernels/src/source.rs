@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::table::Table;
 
 /// Elements that are made at a time, in the first-level cache.
-const CHUNK: usize = 512;
+const CHUNK: usize = 256;
 /// Elements that are worth a task: a few microseconds.
 pub(crate) const TASK_ELEMENTS: usize = 1 << 13;
 
@@ -41,10 +41,10 @@ impl Source<'_> {
     /// Makes a row, whose elements are `range`, and hands it over part by part, with the column that a part begins at: a multiple of
     /// [`CHUNK`].
     pub(crate) fn row(&self, table: &'static Table, range: Range<usize>, mut take: impl FnMut(usize, &[f32])) {
-        let mut made = [0.0; CHUNK];
         match *self {
             Source::Plain { x } => take(0, &x[range]),
             Source::RmsNorm { x, weight, eps } => {
+                let mut made = [0.0; CHUNK];
                 let x = &x[range];
                 // SAFETY: `Kernels` chose the table among those that this processor can run.
                 let factor = unsafe { (table.rms_factor)(x, eps) };
@@ -56,6 +56,7 @@ impl Source<'_> {
                 }
             }
             Source::SwiGlu { gate, up } => {
+                let mut made = [0.0; CHUNK];
                 for (index, (gate, up)) in gate[range.clone()].chunks(CHUNK).zip(up[range].chunks(CHUNK)).enumerate() {
                     let made = &mut made[..gate.len()];
                     made.copy_from_slice(gate);

@@ -63,6 +63,27 @@ impl Next {
     }
 }
 
+/// Rows of outputs that are written when a chunk is done, asked for some with each square: all at once would wait for each other.
+struct Outputs {
+    place: Place,
+    rows: Range<usize>,
+    rows_per_step: usize,
+}
+
+impl Outputs {
+    #[inline(always)]
+    fn ask(&mut self) {
+        for row in self.rows.by_ref().take(self.rows_per_step) {
+            let line = self.place.at_row(row).start.cast::<i8>();
+            // SAFETY: AMX includes what has this instruction; it reads nothing.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_ET0>(line);
+                _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_byte_add(LINE));
+            }
+        }
+    }
+}
+
 /// Adds the products of a chunk to up to 16 rows: from the outputs, or zeros, in the first chunk, to the outputs in the last, and by
 /// way of the sums in between. Fewer rows than a tile register has pass through the sums in the first and the last chunk too.
 ///
@@ -83,15 +104,12 @@ unsafe fn block(part: &Part<'_>, (row, pairs): (usize, Range<usize>), (out, sums
             false => sums,
         };
         load(start);
-        if is_last {
-            // The outputs are asked for while they are computed.
-            for row in 0..rows {
-                let line = out.at_row(row).start.cast();
-                _mm_prefetch::<_MM_HINT_ET0>(line);
-                _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_byte_add(LINE));
-            }
-        }
-        add_products(part, row, pairs, next);
+        let outputs = Outputs {
+            place: out,
+            rows: 0..if is_last { rows } else { 0 },
+            rows_per_step: rows.div_ceil(pairs.len() / PAIRS),
+        };
+        add_products(part, (row, pairs), next, outputs);
         match is_last {
             true if rows == ROWS => store(out),
             true => {
@@ -108,11 +126,12 @@ unsafe fn block(part: &Part<'_>, (row, pairs): (usize, Range<usize>), (out, sums
 /// # Safety
 /// As [`block`].
 #[inline(always)]
-unsafe fn add_products(part: &Part<'_>, row: usize, pairs: Range<usize>, next: &mut Next) {
+unsafe fn add_products(part: &Part<'_>, (row, pairs): (usize, Range<usize>), next: &mut Next, mut outputs: Outputs) {
     let x = part.x.as_ptr().wrapping_add(part.row(row));
     for pair in pairs.step_by(PAIRS) {
         let lines = part.lines.map(|lines| lines.as_ptr().wrapping_add(pair * LANES));
         next.ask();
+        outputs.ask();
         // SAFETY: the caller's promise. Tile registers are nothing that the compiler uses, so they keep their contents in between.
         unsafe {
             asm!(

@@ -182,6 +182,29 @@ pub(super) fn gated_backward([gate, up]: [__m512; 2], d_out: __m512) -> [__m512;
     [_mm512_mul_ps(_mm512_mul_ps(d_s, up), slope), _mm512_mul_ps(d_s, gate)]
 }
 
+/// As `scalar::rms_norm_backward`, with sixteen partial sums.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(super) fn rms_norm_backward(x: &[f32], weight: &[f32], d_out: &[f32], eps: f32, d_x: &mut [f32]) {
+    let len = x.len();
+    assert!(weight.len() == len && d_out.len() == len && d_x.len() == len, "a row of a norm");
+    let whole = len / LANES * LANES;
+    let (mut squares, mut products) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+    for ((x, w), d) in
+        x.as_chunks::<LANES>().0.iter().zip(weight.as_chunks::<LANES>().0).zip(d_out.as_chunks::<LANES>().0)
+    {
+        let x = load(x);
+        squares = _mm512_fmadd_ps(x, x, squares);
+        products = _mm512_fmadd_ps(x, _mm512_mul_ps(load(w), load(d)), products);
+    }
+    let (mut square, mut product) = (_mm512_reduce_add_ps(squares), _mm512_reduce_add_ps(products));
+    for i in whole..len {
+        square += x[i] * x[i];
+        product += x[i] * weight[i] * d_out[i];
+    }
+    let factor = 1.0 / (square / len as f32 + eps).sqrt();
+    scalar::rms_norm_apply((x, weight, d_out), factor, product / len as f32, d_x);
+}
+
 /// As `dropout::scalar`: one mask of 32 bits for eight mixed numbers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) fn dropout(masked: &Masked<'_>, out: &mut [f32]) {

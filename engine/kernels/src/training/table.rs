@@ -129,5 +129,6 @@ static AVX512: TrainingTable = TrainingTable {
     scale: super::avx512::scale,
     swiglu_backward: super::avx512::swiglu_backward,
     dropout: super::avx512::dropout,
+    rms_norm_backward: super::avx512::rms_norm_backward,
     ..AVX2
 };

@@ -175,7 +175,7 @@ impl Job<'_> {
         let (keys, head_pairs) = (end.next_multiple_of(STEP), bf16::num_pairs(args.head_dim));
         self.prefetch(block, out);
         scratch.q_turned.fill(self.isa, &self.rows_of(args.q, &block.rows), Pairs::Columns, true);
-        let k = LeftSquares::of(k_rows, end);
+        let k = LeftSquares::of(k_rows, keys);
         // SAFETY: jobs run within `with_tiles`.
         unsafe {
             k.product(self.isa, scratch.q_turned.lines(0, head_pairs), Target::new(&mut scratch.scores, QUERIES))
@@ -215,10 +215,10 @@ impl Job<'_> {
         scratch.d_out_pairs.fill(isa, &d_out, Pairs::Rows, false);
         let lines = scratch.q_turned.lines(0, head_pairs);
         // SAFETY: jobs run within `with_tiles`.
-        unsafe { LeftSquares::of(k_rows, end).product(isa, lines, Target::new(&mut scratch.scores, QUERIES)) };
+        unsafe { LeftSquares::of(k_rows, keys).product(isa, lines, Target::new(&mut scratch.scores, QUERIES)) };
         let lines = scratch.d_out_turned.lines(0, head_pairs);
         // SAFETY: jobs run within `with_tiles`.
-        unsafe { LeftSquares::of(v_rows, end).product(isa, lines, Target::new(&mut scratch.d_p, QUERIES)) };
+        unsafe { LeftSquares::of(v_rows, keys).product(isa, lines, Target::new(&mut scratch.d_p, QUERIES)) };
 
         let [scores, d_p] = [&scratch.scores, &scratch.d_p].map(|values| &values.as_chunks::<QUERIES>().0[..keys]);
         let (p, d_scores) = (&mut scratch.p[..keys * LANES], &mut scratch.d_scores[..keys * LANES]);
