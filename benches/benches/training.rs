@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bespoke_kernels::{
     Attended, Bf16Matrix, CausalAttention, DType, Direction, Isa, Kernels, LowRank, LowRankGradients, LowRankInputs,
-    Mask, Matrix, Product, Right, Rounded, RowLosses, Tree, View,
+    Mask, Matrix, Product, ProductLosses, Right, Rounded, RowLosses, Tree, View,
 };
 use bespoke_model::ModelSource;
 use bespoke_testkit::TinyModel;
