@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::table::Table;
 
 /// Elements that are made at a time, in the first-level cache.
-const CHUNK: usize = 256;
+const CHUNK: usize = 512;
 /// Elements that are worth a task: a few microseconds.
 pub(crate) const TASK_ELEMENTS: usize = 1 << 13;
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use bespoke_kernels::Isa;
 use bespoke_model::ModelSource;
 use bespoke_trainer::{ExampleMaker, Method, Outcome, Recipe};
 use serde_json::json;
@@ -16,6 +17,8 @@ pub(crate) struct Manifest<'a> {
     pub(crate) maker: &'a ExampleMaker,
     /// Files of rows and their digests.
     pub(crate) files: Vec<(PathBuf, String)>,
+    /// Instruction set of the kernels: the last bits of a run depend on it.
+    pub(crate) isa: Isa,
 }
 
 impl Manifest<'_> {
@@ -50,6 +53,7 @@ impl Manifest<'_> {
             "seed": self.recipe.train.seed,
             "version": env!("CARGO_PKG_VERSION"),
             "commit": option_env!("BESPOKE_COMMIT"),
+            "isa": self.isa.to_string(),
             "fingerprint": self.fingerprint()?,
             "written_at": jiff::Timestamp::now().to_string(),
             "result": outcome.map(|outcome| json!({

@@ -36,11 +36,11 @@ pub(crate) fn train(method: Method, arguments: &TrainArguments) -> anyhow::Resul
         file => Some(examples(&maker, &recipe, file)?),
     };
     let files = std::iter::once(&train).chain(&validation).map(|examples| examples.file.clone()).collect();
-    let manifest = Manifest { method, recipe: &recipe, source: &source, maker: &maker, files };
+    let base = Base::load(&source, recipe.numbers(), num_threads(&recipe), recipe.data.length_max)?;
+    let manifest = Manifest { method, recipe: &recipe, source: &source, maker: &maker, files, isa: base.kernels.isa() };
     if !arguments.resume {
         manifest.write(None)?;
     }
-    let base = Base::load(&source, recipe.numbers(), num_threads(&recipe), recipe.data.length_max)?;
     if recipe.train.compute == Compute::Bf16 && !base.kernels.has_bf16() {
         tracing::warn!(
             isa = %base.kernels.isa(),

@@ -85,6 +85,8 @@ fn sft_and_dpo_leave_all_that_they_should() {
     let manifest = bench.json("sft/manifest.json");
     assert_eq!((&manifest["method"], &manifest["result"]["steps"]), (&"sft".into(), &12.into()));
     assert_eq!(manifest["data"][0]["sha256"].as_str().unwrap().len(), 64);
+    let names = bespoke_kernels::Isa::ALL.map(|isa| isa.to_string());
+    assert!(names.iter().any(|isa| manifest["isa"] == isa.as_str()), "{}", manifest["isa"]);
 
     assert_success(&bench.run("dpo", "dpo", &["--epochs", "3", "--batch-size", "4", "--beta", "0.5"]));
     let eval = losses(&bench.records("dpo"), "eval");
