@@ -73,7 +73,7 @@ pub trait Watcher {
 struct Progress {
     lora: Lora,
     optimizer: AdamW,
-    /// Of a step.
+    /// What a step adds up; each begins with zeros.
     gradients: Vec<f32>,
     state: State,
     metrics: Metrics,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bespoke_kernels::Isa;
+use bespoke_kernels::Kernels;
 use bespoke_model::ModelSource;
 use bespoke_trainer::{ExampleMaker, Method, Outcome, Recipe};
 use serde_json::json;
@@ -17,8 +17,8 @@ pub(crate) struct Manifest<'a> {
     pub(crate) maker: &'a ExampleMaker,
     /// Files of rows and their digests.
     pub(crate) files: Vec<(PathBuf, String)>,
-    /// Instruction set of the kernels: the last bits of a run depend on it.
-    pub(crate) isa: Isa,
+    /// What computes: the last bits of a run depend on its instruction set.
+    pub(crate) kernels: &'a Kernels,
 }
 
 impl Manifest<'_> {
@@ -32,6 +32,25 @@ impl Manifest<'_> {
         let digests: Vec<&String> = self.files.iter().map(|(_, digest)| digest).collect();
         let parts = json!([self.method, recipe, self.source.digest()?, digests, self.maker.template_hash()]);
         Ok(Sha256::digest(parts.to_string()).iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The instruction set, and whether it has products in bf16.
+    fn isa(&self) -> String {
+        format!("{}{}", self.kernels.isa(), if self.kernels.has_bf16() { " with bf16" } else { "" })
+    }
+
+    /// Warns if the run in the output folder began on another instruction set.
+    pub(crate) fn warn_of_another_isa(&self) {
+        let text = std::fs::read_to_string(self.recipe.train.output.join("manifest.json")).unwrap_or_default();
+        let before =
+            serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|it| Some(it["isa"].as_str()?.to_owned()));
+        if let Some(before) = before.filter(|before| *before != self.isa()) {
+            tracing::warn!(
+                before,
+                now = self.isa(),
+                "this run began on another instruction set, so it does not go on bit for bit"
+            );
+        }
     }
 
     /// Writes the manifest and the complete recipe.
@@ -53,7 +72,7 @@ impl Manifest<'_> {
             "seed": self.recipe.train.seed,
             "version": env!("CARGO_PKG_VERSION"),
             "commit": option_env!("BESPOKE_COMMIT"),
-            "isa": self.isa.to_string(),
+            "isa": self.isa(),
             "fingerprint": self.fingerprint()?,
             "written_at": jiff::Timestamp::now().to_string(),
             "result": outcome.map(|outcome| json!({

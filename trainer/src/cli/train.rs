@@ -37,9 +37,10 @@ pub(crate) fn train(method: Method, arguments: &TrainArguments) -> anyhow::Resul
     };
     let files = std::iter::once(&train).chain(&validation).map(|examples| examples.file.clone()).collect();
     let base = Base::load(&source, recipe.numbers(), num_threads(&recipe), recipe.data.length_max)?;
-    let manifest = Manifest { method, recipe: &recipe, source: &source, maker: &maker, files, isa: base.kernels.isa() };
-    if !arguments.resume {
-        manifest.write(None)?;
+    let manifest = Manifest { method, recipe: &recipe, source: &source, maker: &maker, files, kernels: &base.kernels };
+    match arguments.resume {
+        true => manifest.warn_of_another_isa(),
+        false => manifest.write(None)?,
     }
     if recipe.train.compute == Compute::Bf16 && !base.kernels.has_bf16() {
         tracing::warn!(

@@ -8,7 +8,8 @@ use crate::batch::Batch;
 use crate::frozen::{Rows, backward};
 use crate::target::Target;
 
-/// Rows at a time: in single precision their logits take 50 MB for a vocabulary of 49 152. Twice as many gain less than 2 % in speed.
+/// Rows at a time: in single precision their logits take 50 MB for a vocabulary of 49 152, in bf16 what is made of them stays in a
+/// second-level cache.
 const ROWS: usize = 256;
 
 /// What the head leaves for its backward pass.

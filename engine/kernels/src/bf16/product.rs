@@ -24,7 +24,8 @@ const MIN_TASK: usize = 1 << 17;
 /// the slower one's last took some percent of a product of 175 x 576 x 1536.
 const TASKS_PER_THREAD: usize = 48;
 
-/// Computes `x w^T` for several matrices, whose groups are shared out together.
+/// Computes `x w^T` for several matrices, whose groups are shared out together. For rows that stay in a second-level cache: a group goes
+/// through the whole depth at once, where [`run_rounded`] cuts that of more rows.
 ///
 /// **Panics** if a length does not fit.
 pub(crate) fn run_each(isa: Isa, pool: &Pool, x: &Rounded, outputs: &mut [(&Bf16Matrix, &mut [f32])]) {

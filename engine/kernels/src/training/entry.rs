@@ -212,7 +212,7 @@ impl Kernels {
 
     /// Log-probabilities of the targets of rows whose logits are a product in bf16, and their gradients by the rows.
     ///
-    /// **Panics** if a shape does not fit or a target is outside the vocabulary.
+    /// **Panics** if a shape does not fit, there are no inputs, or a target is outside the vocabulary.
     pub fn product_losses(&self, losses: ProductLosses<'_>) {
         let tables = (Table::of(self.isa()), self.training());
         losses.run(product_losses::Run { isa: self.isa(), tables, pool: self.pool() });

@@ -18,8 +18,8 @@ use crate::shared::SharedMut;
 use crate::table::Table;
 use crate::{Buffer, Isa, Pool};
 
-/// Most rows of a task: the depth of four steps of a product along the rows. Each task leaves gradients that are added up, so that half as
-/// many rows take a fifth more time.
+/// Most rows of a task: the depth of four steps of a product along the rows. Each task leaves gradients that are added up: with half
+/// as many rows to a task a backward pass of 150 took a quarter more time (2 threads, AMX). Batches of up to 256 rows keep two threads busy.
 const ROWS_MAX: usize = 128;
 /// Most floats that tasks leave before they are added up (8 MiB), unless one task leaves more.
 const PARTS_MAX: usize = 1 << 21;

@@ -4,8 +4,8 @@ use crate::samples::{Random, available_isas};
 use crate::{Kernels, LowRank, LowRankGradients, LowRankInputs, Mask};
 
 /// Rows, inputs, outputs, rank: whole squares and none, one task and many, one group of the rank and several, more than a part has rows.
-const SHAPES: [(usize, usize, usize, usize); 5] =
-    [(70, 64, 96, 16), (3, 20, 33, 5), (33, 45, 32, 40), (1, 32, 7, 1), (200, 16, 8, 270)];
+const SHAPES: [(usize, usize, usize, usize); 6] =
+    [(70, 64, 96, 16), (3, 20, 33, 5), (33, 45, 32, 40), (1, 32, 7, 1), (200, 16, 8, 270), (300, 24, 40, 3)];
 
 /// What the passes leave: output, `low`, gradients of the input and of both factors.
 struct Found {

@@ -7,7 +7,11 @@
 //! **Meaning.** With logits `l = x w^T`, a row's log-probability of its target `t` is `l_t - ln(sum_v exp(l_v))`, and the gradient of that by
 //! the row is `w_t - sum_v p_v w_v` with the probabilities `p`. Exponentials are relative to a shift, for which the logit of the target
 //! serves: the highest logit is known only after all of them. Floats have room for exponentials of far higher logits, and of far lower
-//! ones; where a row's highest logit is farther away than [`NEAR`], all is computed again with that as the shift.
+//! ones; where a row's highest logit is farther away than [`NEAR`], all is computed again with that as the shift, which changes no bit of the
+//! other rows.
+//!
+//! **Bounds.** Exponentials are rounded to bf16 before they are multiplied, and added up before: of each `p_v` the gradient has a share of
+//! up to 2^-9 more or less. A log-probability that is nearly zero is right to about 1e-6, and may be as much above it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -28,7 +32,9 @@ use crate::{Bf16Matrix, Buffer, Direction, Isa, Pool, Rounded};
 
 /// Groups of a strip: exponentials of 256 rows take a quarter of a MiB.
 const STRIP_GROUPS: usize = 16;
-/// Most parts of a vocabulary.
+/// Most parts of a vocabulary: so many that two threads of unequal speed end at about the same time (the 96 strips of 49 152 tokens are
+/// four a part), so few that adding them up takes little. More threads than parts gain nothing. Each part takes `rows * inputs` floats: all
+/// of them 14 MB for 256 rows of 576.
 const PARTS: usize = 24;
 /// Farthest from the shift that the highest logit of a row may be: exponentials of it and their sums are normal numbers.
 const NEAR: f32 = 50.0;
@@ -81,8 +87,8 @@ impl Row {
 }
 
 /// What a row has come to in a strip, in the lanes of a vector.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+#[repr(align(64))]
 struct Lanes {
     sums: [f32; LANES],
     highest: [f32; LANES],
@@ -102,6 +108,8 @@ struct Work {
     /// Weights of a strip, turned round for a group of inputs.
     turned: Buffer<u32>,
     lanes: Vec<Lanes>,
+    /// A row, and the weights of its target.
+    rows: [Buffer; 2],
 }
 
 thread_local! {
@@ -111,12 +119,12 @@ thread_local! {
 }
 
 impl ProductLosses<'_> {
-    /// **Panics** if a shape does not fit or a target is outside the vocabulary.
+    /// **Panics** if a shape does not fit, there are no inputs, or a target is outside the vocabulary.
     pub(super) fn run(self, run: Run<'_>) {
         let ProductLosses { x, w, targets, logprobs, gradient } = self;
         let rows = targets.len();
         assert!(x.rows() == rows && logprobs.len() == rows, "rows that predict");
-        assert!(rows == 0 || x.cols() == w.cols(), "rows of {} for {w:?}", x.cols());
+        assert!(rows == 0 || x.cols() == w.cols() && w.cols() > 0, "rows of {} for {w:?}", x.cols());
         assert!(targets.iter().all(|&target| (target as usize) < w.rows()), "a target outside the vocabulary");
         assert!(gradient.as_ref().is_none_or(|gradient| gradient.len() == rows * w.cols()), "gradients of rows");
         if rows == 0 {
@@ -129,9 +137,13 @@ impl ProductLosses<'_> {
         SUMS.with_borrow_mut(|sums| {
             let sums = sums.fit(if gradient.is_some() { shape.num_parts * rows * w.cols() } else { 0 });
             let mut totals = run.parts(&factors, &shape, (targets, &shifts), sums);
-            let is_far = |(shift, row): &(&mut f32, &Row)| (row.highest - **shift).abs() > NEAR || shift.is_nan();
-            let far = shifts.iter_mut().zip(&totals).filter(is_far);
-            if far.map(|(shift, row)| *shift = row.highest).count() > 0 {
+            let mut is_any_far = false;
+            for (shift, row) in shifts.iter_mut().zip(&totals) {
+                if (row.highest - *shift).abs() > NEAR || shift.is_nan() {
+                    (*shift, is_any_far) = (row.highest, true);
+                }
+            }
+            if is_any_far {
                 totals = run.parts(&factors, &shape, (targets, &shifts), sums);
             }
             for ((logprob, row), shift) in logprobs.iter_mut().zip(&totals).zip(&shifts) {
@@ -166,11 +178,13 @@ impl Run<'_> {
     fn logits_of_targets(&self, x: &Rounded, w: &Bf16Matrix, targets: &[u32], out: &mut [f32]) {
         let out = SharedMut::new(out);
         self.pool.run(targets.len(), |row| {
-            let mut pair = [vec![0.0; w.cols()], vec![0.0; w.cols()]];
-            w.dequantize_row(targets[row] as usize, &mut pair[0]);
-            x.widen_row(row, &mut pair[1]);
-            // SAFETY: tasks have disjoint rows; the table is one that this processor can run.
-            unsafe { out.part(row..row + 1)[0] = (self.tables.1.dot)(&pair[0], &pair[1]) };
+            WORK.with_borrow_mut(|work| {
+                let [x_row, target] = work.rows.each_mut().map(|row| row.fit(w.cols()));
+                x.widen_row(row, x_row);
+                w.dequantize_row(targets[row] as usize, target);
+                // SAFETY: tasks have disjoint rows; the table is one that this processor can run.
+                unsafe { out.part(row..row + 1)[0] = (self.tables.1.dot)(x_row, target) };
+            });
         });
     }
 
@@ -284,6 +298,7 @@ impl Run<'_> {
         sums: &mut [f32],
     ) {
         let (rows, inputs) = (factors.x.rows(), factors.w.cols());
+        assert_eq!(sums.len(), rows * inputs, "sums of {rows} rows");
         let (pairs, block_len) = (strip.start * GROUP / 2..strip.end * GROUP / 2, strip.len() * SQUARE);
         let turned = work.turned.fit(2 * pairs.len() * LANES);
         let (upper, lower) = turned.split_at_mut(pairs.len() * LANES);
@@ -309,16 +324,18 @@ impl Run<'_> {
             // SAFETY: tasks have disjoint rows.
             let out = unsafe { out.part(row * inputs..(row + 1) * inputs) };
             out.fill(0.0);
-            let mut target = vec![0.0; inputs];
-            w.dequantize_row(targets[row] as usize, &mut target);
-            // SAFETY: the tables are those that this processor can run.
-            unsafe {
-                for sums in sums.chunks_exact(rows * inputs) {
-                    (self.tables.0.add)(out, &sums[row * inputs..(row + 1) * inputs]);
+            WORK.with_borrow_mut(|work| {
+                let target = work.rows[0].fit(inputs);
+                w.dequantize_row(targets[row] as usize, target);
+                // SAFETY: the tables are those that this processor can run.
+                unsafe {
+                    for sums in sums.chunks_exact(rows * inputs) {
+                        (self.tables.0.add)(out, &sums[row * inputs..(row + 1) * inputs]);
+                    }
+                    (self.tables.1.scale)(out, (-1.0 / totals[row].sum) as f32);
+                    (self.tables.0.add)(out, target);
                 }
-                (self.tables.1.scale)(out, (-1.0 / totals[row].sum) as f32);
-                (self.tables.0.add)(out, &target);
-            }
+            });
         });
     }
 }
