@@ -17,8 +17,8 @@ pub(crate) struct Manifest<'a> {
     pub(crate) maker: &'a ExampleMaker,
     /// Files of rows and their digests.
     pub(crate) files: Vec<(PathBuf, String)>,
-    /// What computes: the last bits of a run depend on its instruction set.
-    pub(crate) kernels: &'a Kernels,
+    /// As [`instruction_sets`].
+    pub(crate) isa: String,
 }
 
 impl Manifest<'_> {
@@ -32,25 +32,6 @@ impl Manifest<'_> {
         let digests: Vec<&String> = self.files.iter().map(|(_, digest)| digest).collect();
         let parts = json!([self.method, recipe, self.source.digest()?, digests, self.maker.template_hash()]);
         Ok(Sha256::digest(parts.to_string()).iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-
-    /// The instruction set, and whether it has products in bf16.
-    fn isa(&self) -> String {
-        format!("{}{}", self.kernels.isa(), if self.kernels.has_bf16() { " with bf16" } else { "" })
-    }
-
-    /// Warns if the run in the output folder began on another instruction set.
-    pub(crate) fn warn_of_another_isa(&self) {
-        let text = std::fs::read_to_string(self.recipe.train.output.join("manifest.json")).unwrap_or_default();
-        let before =
-            serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|it| Some(it["isa"].as_str()?.to_owned()));
-        if let Some(before) = before.filter(|before| *before != self.isa()) {
-            tracing::warn!(
-                before,
-                now = self.isa(),
-                "this run began on another instruction set, so it does not go on bit for bit"
-            );
-        }
     }
 
     /// Writes the manifest and the complete recipe.
@@ -72,7 +53,7 @@ impl Manifest<'_> {
             "seed": self.recipe.train.seed,
             "version": env!("CARGO_PKG_VERSION"),
             "commit": option_env!("BESPOKE_COMMIT"),
-            "isa": self.isa(),
+            "isa": self.isa,
             "fingerprint": self.fingerprint()?,
             "written_at": jiff::Timestamp::now().to_string(),
             "result": outcome.map(|outcome| json!({
@@ -85,6 +66,22 @@ impl Manifest<'_> {
             })),
         });
         write("manifest.json", format!("{manifest:#}\n"))
+    }
+}
+
+/// The instruction set that a run computes with, and whether it has products in bf16: its last bits depend on that. If the run in the folder
+/// goes on with another one, warns, and names those before it too.
+pub(crate) fn instruction_sets(kernels: &Kernels, goes_on_in: Option<&Path>) -> String {
+    let now = format!("{}{}", kernels.isa(), if kernels.has_bf16() { " with bf16" } else { "" });
+    let manifest = goes_on_in.and_then(|folder| std::fs::read_to_string(folder.join("manifest.json")).ok());
+    let manifest = manifest.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    match manifest.as_ref().and_then(|manifest| manifest["isa"].as_str()) {
+        Some(before) if before.rsplit(", then ").next() != Some(&now) => {
+            tracing::warn!(before, now, "this run began on another instruction set, so it does not go on bit for bit");
+            format!("{before}, then {now}")
+        }
+        Some(before) => before.to_owned(),
+        None => now,
     }
 }
 

@@ -13,7 +13,7 @@ use bespoke_trainer::{
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::flags::TrainArguments;
-use super::manifest::Manifest;
+use super::manifest::{Manifest, instruction_sets};
 use super::setup::{Examples, examples, maker, num_threads, open_model};
 use super::watch::Watch;
 
@@ -37,10 +37,10 @@ pub(crate) fn train(method: Method, arguments: &TrainArguments) -> anyhow::Resul
     };
     let files = std::iter::once(&train).chain(&validation).map(|examples| examples.file.clone()).collect();
     let base = Base::load(&source, recipe.numbers(), num_threads(&recipe), recipe.data.length_max)?;
-    let manifest = Manifest { method, recipe: &recipe, source: &source, maker: &maker, files, kernels: &base.kernels };
-    match arguments.resume {
-        true => manifest.warn_of_another_isa(),
-        false => manifest.write(None)?,
+    let isa = instruction_sets(&base.kernels, arguments.resume.then_some(output));
+    let manifest = Manifest { method, recipe: &recipe, source: &source, maker: &maker, files, isa };
+    if !arguments.resume {
+        manifest.write(None)?;
     }
     if recipe.train.compute == Compute::Bf16 && !base.kernels.has_bf16() {
         tracing::warn!(

@@ -158,6 +158,10 @@ fn a_run_that_goes_on_with_another_instruction_set_warns() {
     manifest["isa"] = "vax".into();
     std::fs::write(path, manifest.to_string()).unwrap();
     assert!(resume());
+    // It says so once, and both stay.
+    assert!(!resume());
+    let isa = bench.json("sft/manifest.json")["isa"].as_str().unwrap().to_owned();
+    assert!(isa.starts_with("vax, then "), "{isa}");
 }
 
 #[test]
