@@ -44,6 +44,7 @@ mod language;
 mod logprob;
 mod measures;
 mod outlet;
+mod pace;
 #[doc(hidden)]
 pub mod probe;
 mod rng;

@@ -20,9 +20,9 @@ const STEP_TOKENS: usize = 256;
 impl SchedulerProbe {
     /// Takes in so many sequences with room for `new_tokens` each, and plans until all of them decode.
     pub fn decoding(num_sequences: usize, prompt_tokens: usize, new_tokens: usize) -> Self {
-        // The first ones write while the prompts of the others are computed, a token a turn; beside many that write, a turn computes a
-        // sixteenth of a step.
-        let turns = num_sequences * (prompt_tokens.div_ceil(STEP_TOKENS / 16) + 1);
+        // The first ones write while the prompts of the others are computed, a token a turn; beside many that write, a turn computes
+        // sixteen.
+        let turns = num_sequences * (prompt_tokens.div_ceil(16) + 1);
         let tokens_max = prompt_tokens + new_tokens + turns;
         let budget = Budget {
             sequences_max: num_sequences,
@@ -51,7 +51,7 @@ impl SchedulerProbe {
 
     /// Plans a step, takes it as computed, and appends a token where logits were wanted. Returns how many that were.
     pub fn turn(&mut self) -> usize {
-        self.scheduler.plan(&mut self.plan);
+        self.scheduler.plan(&mut self.plan, STEP_TOKENS);
         for chunk in &self.plan.chunks {
             self.scheduler.commit(chunk, chunk.places.end);
             if !chunk.logits.is_empty() {

@@ -1,8 +1,8 @@
 //! The scheduler: decides which tokens of which sequences the next step computes. Pure: no clock, channel or model.
 //!
 //! A turn admits sequences from the queue, then plans one step: the next token of each sequence that decodes, with the tokens
-//! drafted for it, then prompt chunks in order of rank, up to the budget, or beside decoding sequences a quarter of it or less. Blocks are
-//! taken as tokens need them. When none is free, the sequence of the lowest rank gives its blocks back and waits to be computed again.
+//! drafted for it, then prompt chunks in order of rank, up to the budget, or few beside many sequences that decode. Blocks are taken as
+//! tokens need them. When none is free, the sequence of the lowest rank gives its blocks back and waits to be computed again.
 
 mod entry;
 #[cfg(test)]
@@ -73,13 +73,16 @@ pub(crate) struct Plan {
     pub(crate) chunks: Vec<Chunk>,
 }
 
-/// The share of a step's tokens that prompts may take while sequences decode, as one in so many: these wait for the step.
-const DECODING_SHARE: usize = 4;
+/// The most tokens of prompts in a step where most sequences decode: these wait for the step.
+const PROMPT_TOKENS_MAX: usize = 64;
 /// How many of those tokens each sequence that decodes takes away: about as many as take as long as it does, so that a step with many of
 /// them takes no longer than one with few.
 const DECODING_TOKENS: usize = 3;
-/// The share of a step's tokens that is left to prompts all the same.
-const PROMPT_SHARE: usize = 16;
+/// The tokens that are left to prompts all the same.
+const PROMPT_TOKENS_MIN: usize = 16;
+/// Where no more sequences decode for each that reads its prompt, prompts take whole steps: after a burst of requests one long wait
+/// for the few costs less than many short waits for all.
+const DECODING_PER_READING: usize = 2;
 /// The turns of waiting that make up for one level of priority, so that nothing waits for ever: seconds on a busy engine.
 const TURNS_PER_PRIORITY: i64 = 200;
 
@@ -132,14 +135,14 @@ impl Scheduler {
         self.wait(Entry::new(key, rank, needs, self.budget.shares_answers));
     }
 
-    /// Fills `plan` with what the next step does; no chunks means that there is nothing to do.
-    pub(crate) fn plan(&mut self, plan: &mut Plan) {
+    /// Fills `plan` with what the next step does, with at most `prompt_tokens` of prompts; no chunks means that there is nothing to do.
+    pub(crate) fn plan(&mut self, plan: &mut Plan, prompt_tokens: usize) {
         self.turn += 1;
         plan.admitted.clear();
         plan.chunks.clear();
         self.admit(&mut plan.admitted);
         self.plan_decodes(&mut plan.chunks);
-        self.plan_prompts(&mut plan.chunks);
+        self.plan_prompts(&mut plan.chunks, prompt_tokens);
         // A sequence that gave way after its chunk was planned is not computed.
         plan.chunks.retain(|chunk| self.running.iter().any(|entry| entry.key == chunk.key));
         plan.chunks.sort_unstable_by_key(|chunk| chunk.of_prompt);
@@ -284,14 +287,15 @@ impl Scheduler {
         }
     }
 
-    fn plan_prompts(&mut self, chunks: &mut Vec<Chunk>) {
+    fn plan_prompts(&mut self, chunks: &mut Vec<Chunk>, prompt_tokens: usize) {
         let used = |chunks: &[Chunk], count: fn(&Chunk) -> usize| chunks.iter().map(count).sum::<usize>();
-        let mut tokens = self.budget.step_tokens_max - used(chunks, |chunk| chunk.places.len());
+        let left = self.budget.step_tokens_max - used(chunks, |chunk| chunk.places.len());
+        let mut tokens = left.min(prompt_tokens);
         let num_decoding = chunks.iter().filter(|chunk| !chunk.of_prompt).count();
-        if num_decoding > 0 {
-            let share = |share: usize| self.budget.step_tokens_max.div_ceil(share);
-            let beside = share(DECODING_SHARE).saturating_sub(DECODING_TOKENS * num_decoding);
-            tokens = tokens.min(beside.max(share(PROMPT_SHARE)));
+        let num_reading = self.running.iter().filter(|entry| !entry.parked && !entry.decodes()).count();
+        if num_decoding > DECODING_PER_READING * num_reading {
+            let beside = PROMPT_TOKENS_MAX.saturating_sub(DECODING_TOKENS * num_decoding);
+            tokens = tokens.min(beside.max(PROMPT_TOKENS_MIN));
         }
         let mut logits = self.budget.step_logits_max - used(chunks, |chunk| chunk.logits.len());
         let mut index = 0;

@@ -19,6 +19,7 @@ use crate::{
     block_pool::Prefix,
     draft::draft,
     language::Language,
+    pace::Pace,
     sampler::Sampler,
     scheduler::{Chunk, Needs, Plan, Scheduler, SequenceKey},
     sequence::{Advance, Sequence},
@@ -42,6 +43,7 @@ pub(crate) struct Worker {
     pub(crate) active: BTreeMap<u64, Active>,
     pub(crate) next_id: u64,
     pub(crate) sampler: Sampler,
+    pub(crate) pace: Pace,
     /// Scratch: the drafted tokens of one sequence.
     pub(crate) drafts: Vec<TokenId>,
     /// Scratch: the rows of a step.
@@ -69,7 +71,7 @@ impl Worker {
     fn turn(&mut self, plan: &mut Plan) {
         self.drain_intake();
         self.end_what_is_over();
-        self.scheduler.plan(plan);
+        self.scheduler.plan(plan, self.pace.prompt_tokens());
         self.publish();
         self.note_admissions(plan);
         if plan.chunks.is_empty() {
@@ -185,7 +187,9 @@ impl Worker {
             self.take_logits(chunk, logits_row, now);
             logits_row += chunk.logits.len();
         }
-        self.status.meters.step.note(begun.elapsed());
+        let took = begun.elapsed();
+        self.pace.note(num_rows as usize, took);
+        self.status.meters.step.note(took);
         self.status.meters.step_tokens.fetch_add(num_rows, Ordering::Relaxed);
         Ok(())
     }

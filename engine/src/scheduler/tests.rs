@@ -28,7 +28,7 @@ fn places(plan: &Plan) -> Vec<(u64, Range<usize>)> {
 
 /// Runs one turn: every chunk that reaches the last token of its sequence gives the next one, until it has `lengths`.
 fn turn(scheduler: &mut Scheduler, plan: &mut Plan, lengths: &dyn Fn(SequenceKey) -> usize) -> Vec<SequenceKey> {
-    scheduler.plan(plan);
+    scheduler.plan(plan, usize::MAX);
     let mut ended = Vec::new();
     for chunk in &plan.chunks {
         let num_tokens = scheduler.tokens(chunk.key).len();
@@ -57,25 +57,37 @@ fn decoding_comes_before_prompts_and_prompts_are_cut_into_chunks() {
     assert_eq!(places(&plan), [(0, 0..2), (1, 0..38)]);
     assert_eq!((plan.chunks[0].logits.clone(), plan.chunks[1].logits.len()), (1..2, 0));
     turn(&mut scheduler, &mut plan, &|_| 99);
-    assert_eq!(
-        places(&plan),
-        [(0, 2..3), (1, 38..45)],
-        "beside one that decodes a prompt takes a quarter of a step less three"
-    );
-    (0..4).for_each(|_| drop(turn(&mut scheduler, &mut plan, &|_| 99)));
-    assert_eq!(places(&plan), [(0, 6..7), (1, 66..70)]);
+    assert_eq!(places(&plan), [(0, 2..3), (1, 38..70)], "beside as many that decode prompts take the whole step");
     assert_eq!(plan.chunks[1].logits, 69..70);
 }
 
 #[test]
 fn the_more_decode_the_less_prompts_take() {
+    // Of three that decode for each prompt the gaps count, of two the prompts.
+    for (num_decoding, num_prompts, tokens) in
+        [(1, 0, 0), (2, 1, 198), (3, 1, 55), (3, 2, 197), (10, 1, 34), (20, 1, 16)]
+    {
+        let mut scheduler =
+            Scheduler::new(Budget { sequences_max: 30, step_tokens_max: 200, step_logits_max: 30, ..BUDGET }, 1000);
+        let mut plan = Plan::default();
+        (0..num_decoding).for_each(|number| scheduler.enqueue(key(number), needs(prompt(number, 2), 30)));
+        while scheduler.running.iter().filter(|entry| entry.decodes()).count() < num_decoding as usize {
+            turn(&mut scheduler, &mut plan, &|_| 99);
+        }
+        (0..num_prompts).for_each(|number| scheduler.enqueue(key(100 + number), needs(prompt(100 + number, 300), 99)));
+        turn(&mut scheduler, &mut plan, &|_| 99);
+        let of_prompts = plan.chunks.iter().filter(|chunk| chunk.of_prompt).map(|chunk| chunk.places.len());
+        assert_eq!(of_prompts.sum::<usize>(), tokens, "{num_decoding} decode, {num_prompts} read");
+    }
+}
+
+#[test]
+fn prompts_take_no_more_than_a_step_has_time_for() {
     let mut scheduler = Scheduler::new(BUDGET, 100);
     let mut plan = Plan::default();
-    (0..3).for_each(|number| scheduler.enqueue(key(number), needs(prompt(number, 2), 30)));
-    turn(&mut scheduler, &mut plan, &|_| 99);
-    scheduler.enqueue(key(3), needs(prompt(3, 70), 99));
-    turn(&mut scheduler, &mut plan, &|_| 99);
-    assert_eq!(places(&plan)[3], (3, 0..3), "a sixteenth of a step, where a quarter less three for each is less");
+    scheduler.enqueue(key(0), needs(prompt(0, 70), 9));
+    scheduler.plan(&mut plan, 11);
+    assert_eq!(places(&plan), [(0, 0..11)]);
 }
 
 /// Requests that arrive together: a long beginning in common is computed once, a short one is not waited for.
@@ -99,10 +111,10 @@ fn a_beginning_in_common_is_computed_once() {
     let mut scheduler = Scheduler::new(BUDGET, 100);
     scheduler.enqueue(key(1), needs(with_end(1), 9));
     scheduler.enqueue(key(2), needs(with_end(2), 9));
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     assert_eq!(plan.admitted, [(key(1), 0)]);
     scheduler.remove(key(1));
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     assert_eq!(plan.admitted, [(key(2), 0)]);
 }
 
@@ -121,19 +133,19 @@ fn answers_that_differ_are_not_shared_and_no_chunk_has_both() {
     scheduler.enqueue(key(1), needs(next.clone(), 1));
     scheduler.enqueue(key(2), Needs { num_prompt: 20, logits_from: 19, ..needs(next, 0) });
     scheduler.enqueue(key(3), needs(prompt(3, 30), 1));
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     assert_eq!(plan.admitted, [(key(1), 16), (key(2), 16), (key(3), 0)], "of the answer nothing is known");
     assert_eq!(places(&plan), [(1, 16..50), (2, 16..20), (3, 0..2)]);
     for chunk in &plan.chunks {
         scheduler.commit(chunk, chunk.places.end);
     }
     scheduler.remove(key(1));
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     assert_eq!(places(&plan), [(2, 20..28), (3, 2..29)]);
     assert_eq!(plan.chunks.iter().map(|chunk| chunk.of_prompt).collect::<Vec<_>>(), [false, true]);
     // What was a prompt's is known, if as that of a prompt alone.
     scheduler.enqueue(key(4), needs(prompt(0, 20).into_iter().chain([7; 30]).collect(), 1));
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     assert_eq!(plan.admitted, [(key(4), 48)]);
 }
 
@@ -142,7 +154,7 @@ fn places_with_logits_are_bounded_too() {
     let mut scheduler = Scheduler::new(BUDGET, 100);
     let mut plan = Plan::default();
     scheduler.enqueue(key(0), Needs { logits_from: 0, ..needs(prompt(0, 20), 0) });
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     assert_eq!(plan.chunks, [Chunk { key: key(0), places: 0..8, logits: 0..8, of_prompt: true }]);
 }
 
@@ -221,7 +233,7 @@ fn a_parked_sequence_is_left_out_and_gives_its_blocks_when_they_are_needed() {
     scheduler.enqueue(key(0), needs(prompt(0, 17), 9));
     turn(&mut scheduler, &mut plan, &|_| 99);
     scheduler.set_parked(key(0), true);
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     assert!(plan.chunks.is_empty());
     assert_eq!(scheduler.pool().num_in_use(), 2);
     scheduler.enqueue(key(1), needs(prompt(1, 20), 1));
@@ -257,7 +269,7 @@ fn drafts_are_planned_within_the_budget_and_the_length() {
     turn(&mut scheduler, &mut plan, &|_| 99);
     scheduler.set_drafts(key(0), &[1; 16]);
     scheduler.set_drafts(key(1), &[2; 16]);
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     // Sequence 0 has 3 tokens of at most 8: 4 drafts leave room for the token after them. Sequence 1 takes what is left of 8.
     assert_eq!(places(&plan), [(0, 2..7), (1, 2..5)]);
     assert_eq!(plan.chunks[1].logits, 2..5);
@@ -266,7 +278,7 @@ fn drafts_are_planned_within_the_budget_and_the_length() {
     scheduler.append(key(0), 1);
     scheduler.append(key(0), 9);
     scheduler.commit(&plan.chunks[0].clone(), 4);
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     assert_eq!(places(&plan)[0], (0, 4..5));
 }
 
@@ -281,7 +293,7 @@ fn a_prompt_that_leaves_one_token_over_has_no_drafts() {
     turn(&mut scheduler, &mut plan, &|_| 99);
     assert_eq!((places(&plan), plan.chunks[0].of_prompt), (vec![(0, 40..41)], true));
     scheduler.set_drafts(key(0), &[1; 4]);
-    scheduler.plan(&mut plan);
+    scheduler.plan(&mut plan, usize::MAX);
     assert_eq!((places(&plan), plan.chunks[0].of_prompt), (vec![(0, 41..46)], false));
 }
 
