@@ -1,5 +1,7 @@
 //! The functions of one instruction set. `Kernels` picks a table once and calls through it.
 
+use half::f16;
+
 use crate::matmul::Tile;
 use crate::packed::{Sums, TILE, TileJob};
 use crate::quantized::Sink;
@@ -36,6 +38,8 @@ pub(crate) struct Table {
     pub(crate) gelu: unsafe fn(&mut [f32]),
     /// Rotates one head by `cos` and `sin`.
     pub(crate) rotate: unsafe fn(RopeStyle, &[f32], &[f32], &mut [f32]),
+    /// Converts to half precision, ties to even.
+    pub(crate) halves: unsafe fn(&[f32], &mut [f16]),
     /// One step of the online softmax.
     pub(crate) softmax: unsafe fn(&mut attention::Scores, f32, &mut attention::Softmax) -> f32,
     /// `acc = acc * correction + sum_j p_j v_j`.
@@ -102,6 +106,7 @@ static SCALAR: Table = Table {
     layer_norm: elementwise::scalar::layer_norm,
     gelu: elementwise::scalar::gelu,
     rotate: elementwise::scalar::rotate,
+    halves: elementwise::scalar::halves,
     softmax: attention::scalar::softmax,
     weigh: attention::scalar::weigh,
     attend: None,
@@ -125,6 +130,7 @@ static AVX2: Table = Table {
     layer_norm: elementwise::avx2::layer_norm,
     gelu: elementwise::avx2::gelu,
     rotate: elementwise::avx2::rotate,
+    halves: elementwise::avx2::halves,
     softmax: attention::avx2::softmax,
     weigh: attention::avx2::weigh,
     attend: Some((attention::avx2_block::step, attention::avx2_block::LANES)),
@@ -148,6 +154,7 @@ static AVX512: Table = Table {
     layer_norm: elementwise::avx512::layer_norm,
     gelu: elementwise::avx512::gelu,
     rotate: elementwise::avx512::rotate,
+    halves: elementwise::avx512::halves,
     softmax: attention::avx512::softmax,
     weigh: attention::avx512::weigh,
     attend: Some((attention::avx512_block::step, 1)),

@@ -14,7 +14,7 @@ use super::blocked::HEAD_DIM_MAX;
 use super::{CHUNK, HALF, KvShape, KvSlot};
 use crate::shared::SharedMut;
 use crate::table::Table;
-use crate::{DType, prefetch};
+use crate::{DType, Isa, prefetch};
 
 /// Elements encoded at a time, and to a scale of the 8-bit format.
 const BLOCK: usize = 32;
@@ -141,7 +141,7 @@ impl KvBuffer {
         let KvShape { block_tokens, kv_heads, head_dim } = self.shape;
         assert!(slot < block_tokens, "slot {slot} of a block of {block_tokens}");
         assert_eq!(heads.len(), kv_heads * head_dim, "elements of {kv_heads} heads of {head_dim}");
-        let writer = self.writer();
+        let writer = self.writer(Table::of(Isa::Scalar));
         for (index, head) in heads.chunks_exact(head_dim).enumerate() {
             // SAFETY: nobody else has a part of this buffer, which is borrowed mutably.
             unsafe { writer.write(KvSlot { block, slot }, index, head) };
@@ -149,10 +149,10 @@ impl KvBuffer {
     }
 
     /// Lets several threads write.
-    pub(super) fn writer(&mut self) -> Writer<'_> {
+    pub(super) fn writer(&mut self, table: &'static Table) -> Writer<'_> {
         let head_bytes = self.head_bytes();
         let KvBuffer { shape, order, dtype, ref mut bytes, .. } = *self;
-        Writer { shape, order, dtype, head_bytes, bytes: SharedMut::new(bytes) }
+        Writer { table, shape, order, dtype, head_bytes, bytes: SharedMut::new(bytes) }
     }
 
     /// Whether another buffer holds the same.
@@ -295,6 +295,7 @@ impl KvBuffer {
 
 /// A buffer of which threads write different heads.
 pub(super) struct Writer<'a> {
+    table: &'static Table,
     shape: KvShape,
     order: Order,
     dtype: KvDType,
@@ -316,12 +317,12 @@ impl Writer<'_> {
             Order::Straight => {
                 let place = place + slot * len;
                 // SAFETY: the caller's promise.
-                encode(self.dtype, head, unsafe { self.bytes.part(place..place + len) });
+                encode((self.table, self.dtype), head, unsafe { self.bytes.part(place..place + len) });
             }
             Order::Turned => {
                 // SAFETY: the caller's promise.
                 let out = unsafe { self.bytes.part(place..place + block_tokens * len) };
-                write_turned(self.dtype, head, (block_tokens, slot), out);
+                write_turned((self.table, self.dtype), head, (block_tokens, slot), out);
             }
         }
     }
@@ -375,7 +376,7 @@ impl fmt::Debug for KvBuffer {
 }
 
 /// Encodes one head and puts its elements in column `slot` of `(head_dim, block_tokens)`.
-fn write_turned(dtype: KvDType, head: &[f32], (block_tokens, slot): (usize, usize), out: &mut [u8]) {
+fn write_turned((table, dtype): (&Table, KvDType), head: &[f32], (block_tokens, slot): (usize, usize), out: &mut [u8]) {
     let mut room = [0; BLOCK * size_of::<f32>()];
     for (index, block) in head.chunks(BLOCK).enumerate() {
         let place = index * BLOCK * block_tokens + slot;
@@ -383,7 +384,7 @@ fn write_turned(dtype: KvDType, head: &[f32], (block_tokens, slot): (usize, usiz
             Some(float) => {
                 let size = float.size();
                 let encoded = &mut room[..block.len() * size];
-                encode(dtype, block, encoded);
+                encode((table, dtype), block, encoded);
                 let (out, step) = (&mut out[place * size..], block_tokens * size);
                 match float {
                     Float::F32 => scatter::<4>(encoded, out, step),
@@ -410,7 +411,7 @@ fn scatter<const SIZE: usize>(elements: &[u8], out: &mut [u8], step: usize) {
 }
 
 /// Encodes one head.
-fn encode(dtype: KvDType, head: &[f32], out: &mut [u8]) {
+fn encode((table, dtype): (&Table, KvDType), head: &[f32], out: &mut [u8]) {
     let blocks = head.chunks(BLOCK);
     match dtype {
         KvDType::F32 => {
@@ -419,7 +420,8 @@ fn encode(dtype: KvDType, head: &[f32], out: &mut [u8]) {
         KvDType::F16 => {
             let mut halves = [f16::ZERO; BLOCK];
             for (block, out) in blocks.zip(out.chunks_mut(2 * BLOCK)) {
-                halves[..block.len()].convert_from_f32_slice(block);
+                // SAFETY: `Kernels` chose the table among those that this processor can run.
+                unsafe { (table.halves)(block, &mut halves[..block.len()]) };
                 put(out, halves.map(f16::to_le_bytes));
             }
         }

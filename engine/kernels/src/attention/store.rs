@@ -77,7 +77,7 @@ pub(crate) fn run(
     assert!(slots.iter().all(fits), "a slot of {slots:?} is outside {} blocks", keys.num_blocks());
     let (total, q_len) = (q.len() + 2 * kv_len, q.len() / num_rows);
     let (q, k, kv_heads) = (SharedMut::new(q), SharedMut::new(k), shape.kv_heads);
-    let (keys, values) = (keys.writer(), values.writer());
+    let (keys, values) = (keys.writer(table), values.writer(table));
     let job = Job { table, rope, q, k, v, positions, slots, keys, values, kv_heads, q_len };
     let q_rows = TASK_ELEMENTS.div_ceil(q_len.max(1));
     let num_tasks = num_rows.div_ceil(q_rows) + 2 * kv_heads;

@@ -16,7 +16,7 @@ use super::kv::{FLOATS, Float};
 use super::{CHUNK, HALF, Job};
 use crate::Buffer;
 use crate::bf16::{interleaved, rounded};
-use crate::elementwise::avx512::exp_or_zero;
+use crate::elementwise::avx512::exp2_or_zero;
 use crate::tiles::{Configured, LINE, ROWS};
 
 /// Most vectors of a block: their sums and queries (36 KiB for a head of 64) stay in a second-level cache.
@@ -50,9 +50,10 @@ struct Room {
     scores: Lines<[[f32; KEYS]; ROWS]>,
     /// Their weights: a square for each chunk.
     weights: Lines<[[u32; SQUARE]; CHUNKS]>,
-    /// Unnormalised outputs `(vectors, head_dim)`.
+    /// Unnormalised outputs `(vectors, head_dim)`, once a step has begun them.
     sums: Buffer,
-    /// The highest score of each vector so far, scaled.
+    begun: bool,
+    /// The highest score of each vector so far, scaled, as an exponent of two.
     highest: Buffer,
     /// The weights of each vector so far, added up.
     totals: Buffer,
@@ -69,6 +70,7 @@ thread_local! {
         scores: Lines([[0.0; KEYS]; ROWS]),
         weights: Lines([[0; SQUARE]; CHUNKS]),
         sums: Buffer::default(),
+        begun: false,
         highest: Buffer::default(),
         totals: Buffer::default(),
         lanes: Vec::new(),
@@ -141,27 +143,25 @@ impl Job<'_> {
                 unsafe { room.step(chunks.len(), self.args.scale) };
             }
         }
-        for (vector, sums) in room.sums.chunks_exact(head_dim).take(num_vectors).enumerate() {
+        for vector in 0..num_vectors {
             let at = self.first_element(rows.start, kv_head, vector);
-            // SAFETY: every row and head is in exactly one task.
-            let out = unsafe { self.out.part(at..at + head_dim) };
-            // What saw nothing has no weight.
-            let sum = room.totals[vector];
-            let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-            out.iter_mut().zip(sums).for_each(|(out, value)| *out = value * factor);
+            // SAFETY: every row and head is in exactly one task, and the rest is the caller's promise.
+            unsafe { room.finish(vector, self.out.part(at..at + head_dim)) };
         }
     }
 }
 
 impl Room {
-    /// Takes a shape, whole tile registers, with outputs of zero.
+    /// Takes a shape, whole tile registers.
     fn begin(&mut self, num_vectors: usize, head_dim: usize) {
         assert!(num_vectors <= VECTORS && head_dim.is_multiple_of(STEP), "a block of {num_vectors} x {head_dim}");
         let padded = num_vectors.next_multiple_of(ROWS);
-        self.queries.fit(padded * head_dim / 2).fill(0);
+        let last = num_vectors / ROWS * ROWS;
+        self.queries.fit(padded * head_dim / 2)[last * head_dim / 2..].fill(0);
         self.keys.fit(CHUNKS * CHUNK / 2 * head_dim);
         self.values.fit(CHUNKS * CHUNK / 2 * head_dim);
-        self.sums.fit(padded * head_dim).fill(0.0);
+        self.sums.fit(padded * head_dim);
+        self.begun = false;
         self.highest.fit(padded).fill(f32::NEG_INFINITY);
         self.totals.fit(padded).fill(0.0);
         self.lanes.resize(num_vectors, (0, 0));
@@ -216,6 +216,21 @@ impl Room {
                 self.add(block, num_chunks);
             }
         }
+        self.begun = true;
+    }
+
+    /// Writes the output of a vector; that of one which saw nothing is zero.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    unsafe fn finish(&self, vector: usize, out: &mut [f32]) {
+        let total = self.totals[vector];
+        if total == 0.0 {
+            return out.fill(0.0);
+        }
+        let (factor, sums) = (1.0 / total, &self.sums[vector * out.len()..][..out.len()]);
+        out.iter_mut().zip(sums).for_each(|(out, value)| *out = value * factor);
     }
 
     /// The pairs of the keys, or of the values, of a chunk.
@@ -313,21 +328,24 @@ impl Room {
                 scores[..start].fill(f32::NEG_INFINITY);
                 scores[end..].fill(f32::NEG_INFINITY);
             }
-            parts[i] = combined(scaled::<V>(scores, scale), |a, b| _mm512_max_ps(a, b));
+            parts[i] = combined(registers::<V>(scores), |a, b| _mm512_max_ps(a, b));
         }
+        // Weights are powers of two.
+        let scale = _mm512_set1_ps(scale * std::f32::consts::LOG2_E);
         let before = from_array(highest);
-        let after = _mm512_max_ps(before, by_lane(parts, |a, b| _mm512_max_ps(a, b)));
+        let after = _mm512_max_ps(before, _mm512_mul_ps(scale, by_lane(parts, |a, b| _mm512_max_ps(a, b))));
         *highest = to_array(after);
         // What has seen nothing yet has nothing to correct.
         let seen = _mm512_cmpneq_ps_mask(after, _mm512_set1_ps(f32::NEG_INFINITY));
-        let corrections = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), seen, exp_or_zero(_mm512_sub_ps(before, after)));
+        let corrections = _mm512_mask_mov_ps(_mm512_set1_ps(1.0), seen, exp2_or_zero(_mm512_sub_ps(before, after)));
         parts = [_mm512_setzero_ps(); ROWS];
         for (i, part) in parts.iter_mut().enumerate() {
             let sees = lanes.get(i).is_some_and(|(start, end)| start < end);
             let mut weights = [_mm512_setzero_ps(); V];
             if sees {
                 let max = _mm512_set1_ps(highest[i]);
-                weights = scaled::<V>(&self.scores.0[i], scale).map(|scores| exp_or_zero(_mm512_sub_ps(scores, max)));
+                weights =
+                    registers::<V>(&self.scores.0[i]).map(|scores| exp2_or_zero(_mm512_fmsub_ps(scores, scale, max)));
                 *part = combined(weights, |a, b| _mm512_add_ps(a, b));
             }
             for (square, [low, high]) in self.weights.0.iter_mut().zip(weights.as_chunks().0) {
@@ -339,7 +357,7 @@ impl Room {
         *totals = to_array(_mm512_fmadd_ps(from_array(totals), corrections, sum));
         let sums = self.sums.chunks_exact_mut(self.head_dim).skip(block * ROWS);
         for (correction, sums) in to_array(corrections).iter().zip(sums) {
-            if *correction != 1.0 {
+            if self.begun && *correction != 1.0 {
                 sums.iter_mut().for_each(|sum| *sum *= correction);
             }
         }
@@ -356,8 +374,11 @@ impl Room {
             // SAFETY: a square of weights and one of values for each chunk, and sixteen columns of sums.
             unsafe {
                 let (sums, stride) = (sums.as_mut_ptr().add(group * LANES), head_dim * size_of::<f32>());
-                asm!("tileloadd tmm0, [{sums} + {stride}]", sums = in(reg) sums, stride = in(reg) stride,
-                    options(nostack, readonly));
+                match self.begun {
+                    true => asm!("tileloadd tmm0, [{sums} + {stride}]", sums = in(reg) sums, stride = in(reg) stride,
+                        options(nostack, readonly)),
+                    false => asm!("tilezero tmm0", options(nostack, nomem)),
+                }
                 for (index, weights) in self.weights.0.iter().enumerate().take(num_chunks) {
                     asm!(
                         "tileloadd tmm2, [{weights} + {line}]",
@@ -376,12 +397,12 @@ impl Room {
     }
 }
 
-/// The first scores of a vector as the softmax takes them.
+/// The first scores of a vector.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[inline]
-fn scaled<const V: usize>(scores: &[f32; KEYS], scale: f32) -> [__m512; V] {
+fn registers<const V: usize>(scores: &[f32; KEYS]) -> [__m512; V] {
     let (registers, _) = scores.as_chunks::<LANES>();
-    std::array::from_fn(|i| _mm512_mul_ps(from_array(&registers[i]), _mm512_set1_ps(scale)))
+    std::array::from_fn(|i| from_array(&registers[i]))
 }
 
 /// Combines vectors, chunk by chunk: another one that changes nothing leaves every bit.

@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use half::f16;
+
 use super::scalar;
 use crate::RopeStyle;
 
@@ -79,6 +81,21 @@ pub(crate) fn gelu(x: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn rotate(style: RopeStyle, cos: &[f32], sin: &[f32], head: &mut [f32]) {
     scalar::rotate(style, cos, sin, head);
+}
+
+/// As `scalar::halves`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn halves(x: &[f32], out: &mut [f16]) {
+    assert_eq!(x.len(), out.len(), "halves");
+    let ((x, x_rest), (out, out_rest)) = (x.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
+    for (x, out) in x.iter().zip(out) {
+        // SAFETY: eight floats are a vector, and eight halves are half of one.
+        unsafe {
+            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(x.as_ptr()));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), halves);
+        }
+    }
+    scalar::halves(x_rest, out_rest);
 }
 
 /// `exp(x)` to within 2 ulp for every float: 0 and infinity beyond the range, NaN for NaN.

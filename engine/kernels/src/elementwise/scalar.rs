@@ -1,6 +1,8 @@
 //! The meaning of the elementwise kernels. `add`, `rotate`, `rms_scale`, `layer_norm` and `gelu` are compiled again, from here,
 //! for every instruction set: they neither reassociate nor fuse, so the compiler vectorises them without changing a bit.
 
+use half::f16;
+
 use crate::RopeStyle;
 
 /// `out = x / sqrt(mean(x^2) + eps) * weight`.
@@ -90,6 +92,12 @@ fn erf(x: f32) -> f32 {
     let square = x * x;
     let polynomial = |c: &[f32; 6]| c.iter().rev().fold(0.0, |sum, c| sum * square + c);
     (x * polynomial(&ERF_P) / polynomial(&ERF_Q)).clamp(-1.0, 1.0)
+}
+
+/// Converts to half precision, ties to even.
+pub(crate) fn halves(x: &[f32], out: &mut [f16]) {
+    assert_eq!(x.len(), out.len(), "halves");
+    out.iter_mut().zip(x).for_each(|(out, x)| *out = f16::from_f32(*x));
 }
 
 /// Rotates the pairs of one head.

@@ -1,5 +1,6 @@
 //! Elementwise kernels: every instruction set against scalar or double precision, and independence of place.
 
+use half::f16;
 use proptest::prelude::*;
 
 use crate::samples::{Random, available_isas, bits};
@@ -75,6 +76,21 @@ proptest! {
                 let expected = (x - mean) * factor * f64::from(*weight) + f64::from(*bias);
                 // The mean is off by eps times the largest term, which the factor of at most 316 enlarges.
                 prop_assert!((f64::from(*out) - expected).abs() <= 1e-3 * (expected.abs() + 1.0), "{} {}", out, expected);
+            }
+        }
+    }
+
+    /// Any bits at all: subnormals, infinities, and what is not a number.
+    #[test]
+    fn halves_are_the_nearest(x in proptest::collection::vec(any::<u32>(), 0..70)) {
+        let x: Vec<f32> = x.into_iter().map(f32::from_bits).collect();
+        for isa in available_isas() {
+            let mut out = vec![f16::ONE; x.len()];
+            // SAFETY: the processor has the instruction set.
+            unsafe { (Table::of(isa).halves)(&x, &mut out) };
+            for (x, found) in x.iter().zip(out) {
+                let expected = f16::from_f32(*x);
+                prop_assert!(found == expected || found.is_nan() && expected.is_nan(), "{} became {}", x, found);
             }
         }
     }
