@@ -58,20 +58,28 @@ pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[inline]
 pub(crate) fn gated(gate: __m512, up: __m512) -> __m512 {
-    /// Up to here the reciprocal of the denominator is a normal number.
+    /// Up to here the exponential and the reciprocal of the denominator are normal numbers.
     const LARGEST: f32 = 87.0;
-    let (one, x) = (_mm512_set1_ps(1.0), _mm512_sub_ps(_mm512_setzero_ps(), gate));
-    let denominator = _mm512_add_ps(one, exp(x));
+    let one = _mm512_set1_ps(1.0);
+    // `exp(-gate)` as a power of two, of an exponent in two parts.
+    let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(gate, _mm512_set1_ps(-std::f32::consts::LOG2_E)));
+    let r = _mm512_fmsub_ps(gate, _mm512_set1_ps(-std::f32::consts::LOG2_E), n);
+    let r = _mm512_fmadd_ps(gate, _mm512_set1_ps(-LOG2_E_REST), r);
+    let denominator = _mm512_add_ps(one, _mm512_scalef_ps(exp2_of_rest(r), n));
     // An estimate and a step of Newton's method take a third of the time of a division.
     let estimate = _mm512_rcp14_ps(denominator);
     let error = _mm512_fnmadd_ps(denominator, estimate, one);
     let mut value = _mm512_mul_ps(gate, _mm512_fmadd_ps(estimate, error, estimate));
-    let beyond = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(x, _mm512_set1_ps(LARGEST));
+    let beyond = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(_mm512_abs_ps(gate), _mm512_set1_ps(LARGEST));
     if beyond != 0 {
+        let denominator = _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
         value = _mm512_mask_div_ps(value, beyond, gate, denominator);
     }
     _mm512_mul_ps(value, up)
 }
+
+/// What `LOG2_E` of single precision lacks.
+const LOG2_E_REST: f32 = (std::f64::consts::LOG2_E - std::f32::consts::LOG2_E as f64) as f32;
 
 /// As `scalar::add`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
@@ -146,19 +154,24 @@ pub(crate) fn halves(x: &[f32], out: &mut [f16]) {
 }
 
 /// `2^x` to within 4 ulp for `x` up to 1, but zero instead of a subnormal number, and zero for negative infinity: for a softmax.
-///
-/// `x = n + r` with an integer `n`; the polynomial is the best of its degree in relative error on `|r| <= 1/2` (1e-7) of those that begin as the series of `2^r` does.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[inline]
 pub(crate) fn exp2_or_zero(x: __m512) -> __m512 {
     let n = _mm512_roundscale_ps::<0>(x);
-    let r = _mm512_sub_ps(x, n);
+    let p = exp2_of_rest(_mm512_sub_ps(x, n));
+    // What is not a number is not less, and stays so.
+    _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(-126.0)), p, n)
+}
+
+/// `2^r` for `|r| <= 1/2`: the best polynomial of its degree in relative error (1e-7) of those that begin as the series does.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+#[inline]
+fn exp2_of_rest(r: __m512) -> __m512 {
     let mut p = _mm512_set1_ps(1.330_060_5e-3);
     for c in [9.669_691e-3, 5.550_558_5e-2, 0.240_222_83, std::f32::consts::LN_2, 1.0] {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     }
-    // What is not a number is not less, and stays so.
-    _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(-126.0)), p, n)
+    p
 }
 
 /// `exp(x)` to within 2 ulp for every float: 0 and infinity beyond the range, NaN for NaN.
