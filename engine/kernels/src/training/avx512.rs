@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::dropout::{self, FACTORS, MIX_STEP, Masked};
 use super::scalar;
 use super::table::{PANEL_COLS, TILE_ROWS, Tile};
-use crate::elementwise::avx512::{exp, exp_or_zero};
+use crate::elementwise::avx512::{exp_or_zero, sigmoid};
 use crate::reduce;
 use crate::shared::Place;
 
@@ -239,13 +239,6 @@ fn mix(value: __m512i) -> __m512i {
     let z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64::<30>(z)), factor(0));
     let z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64::<27>(z)), factor(1));
     _mm512_xor_si512(z, _mm512_srli_epi64::<31>(z))
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-#[inline]
-fn sigmoid(x: __m512) -> __m512 {
-    let one = _mm512_set1_ps(1.0);
-    _mm512_div_ps(one, _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), x))))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]

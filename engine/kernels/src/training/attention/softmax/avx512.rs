@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{Factors, Known, Queries, Seen, Softmax};
 use crate::bf16::{self, GROUP, LANES};
-use crate::elementwise::avx512::exp_or_zero;
+use crate::elementwise::avx512::exp2_or_zero;
 
 impl Seen {
     /// The pairs of keys that all queries see.
@@ -102,8 +102,10 @@ pub(super) fn weigh((scores, scale): (&[Queries], f32), seen: &Seen, mut lines: 
         find_highest(scores, before.clone(), bounds, &mut highest);
         find_highest(scores, by_all.clone(), Everything, &mut highest);
         find_highest(scores, after.clone(), bounds, &mut highest);
+        let base = base_of(scale);
+        let shifts = highest.map(|highest| _mm512_mul_ps(highest, base));
         highest = highest.map(|highest| _mm512_mul_ps(highest, scale));
-        let mut weigh = Weigh { scale, highest, sums: &mut sums, lines: &mut lines };
+        let mut weigh = Weigh { scale: base, highest: shifts, sums: &mut sums, lines: &mut lines };
         weigh.pairs(scores, before, bounds);
         weigh.pairs(scores, by_all, Everything);
         weigh.pairs(scores, after, bounds);
@@ -128,8 +130,16 @@ unsafe fn find_highest(scores: &[Queries], pairs: Range<usize>, see: impl See, h
     }
 }
 
+/// A factor of exponents in base two.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn base_of(factor: __m512) -> __m512 {
+    _mm512_mul_ps(factor, _mm512_set1_ps(std::f32::consts::LOG2_E))
+}
+
 /// What a block of scores becomes.
 struct Weigh<'a, 'b> {
+    /// As the highest scores, in base two.
     scale: __m512,
     highest: [__m512; 2],
     sums: &'a mut [__m512; 2],
@@ -150,7 +160,7 @@ impl Weigh<'_, '_> {
                     let x = _mm512_fmsub_ps(scores[half], self.scale, self.highest[half]);
                     // SAFETY: the caller's promise.
                     let sees = unsafe { see.see(half, 2 * pair + odd) };
-                    *weight = _mm512_maskz_mov_ps(sees, exp_or_zero(x));
+                    *weight = _mm512_maskz_mov_ps(sees, exp2_or_zero(x));
                 }
                 *sum = _mm512_add_ps(_mm512_add_ps(*sum, weights[0]), weights[1]);
                 store(bf16::interleaved(weights[0], weights[1]), &mut lines[pair * LANES..]);
@@ -167,7 +177,8 @@ pub(super) fn differentiate((scores, d_p): (&[Queries], &[Queries]), known: &Kno
     let (before, after) = (0..by_all.start.min(pairs), by_all.end.max(by_all.start).min(pairs)..pairs);
     let by_all = before.end..after.start;
     let (log_sums, deltas) = (halves(&known.log_sums), halves(&known.deltas));
-    let mut differentiate = Differentiate { scale: _mm512_set1_ps(known.scale), log_sums, deltas, out };
+    let (scale, log_sums) = (_mm512_set1_ps(known.scale), log_sums.map(|log_sums| base_of(log_sums)));
+    let mut differentiate = Differentiate { scale, to_base: base_of(scale), log_sums, deltas, out };
     // SAFETY: the processor has the instruction set.
     unsafe {
         differentiate.pairs((scores, d_p), before, bounds);
@@ -179,6 +190,8 @@ pub(super) fn differentiate((scores, d_p): (&[Queries], &[Queries]), known: &Kno
 /// What a block of scores and gradients of probabilities becomes.
 struct Differentiate<'a> {
     scale: __m512,
+    /// The scale, and the logarithms of sums, in base two.
+    to_base: __m512,
     log_sums: [__m512; 2],
     deltas: [__m512; 2],
     out: Factors<'a>,
@@ -199,8 +212,8 @@ impl Differentiate<'_> {
                 for half in 0..2 {
                     // SAFETY: the caller's promise.
                     let sees = unsafe { see.see(half, key) };
-                    let x = _mm512_fmsub_ps(scores[half], self.scale, self.log_sums[half]);
-                    p[half] = _mm512_maskz_mov_ps(sees, exp_or_zero(x));
+                    let x = _mm512_fmsub_ps(scores[half], self.to_base, self.log_sums[half]);
+                    p[half] = _mm512_maskz_mov_ps(sees, exp2_or_zero(x));
                     let d = _mm512_mul_ps(_mm512_sub_ps(d_p[half], self.deltas[half]), self.scale);
                     d_scores[half] = _mm512_maskz_mul_ps(sees, p[half], d);
                 }
