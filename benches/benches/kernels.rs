@@ -250,6 +250,37 @@ fn attention(c: &mut Criterion) {
     }
 }
 
+/// Answers of sixteen sequences, all of whose keys are their own or three quarters of which are those of all.
+fn shared_prefix(c: &mut Criterion) {
+    let shape = KvShape { block_tokens: 16, kv_heads: 3, head_dim: 64 };
+    let (heads, num_rows, num_blocks) = (9, 16, 32);
+    let makes: [fn(KvDType, KvShape, usize) -> KvBuffer; 2] = [KvBuffer::keys, KvBuffer::values];
+    let [k, v] = makes.map(|make| {
+        let mut buffer = make(KvDType::F16, shape, num_rows * num_blocks);
+        let row = floats(shape.kv_heads * shape.head_dim);
+        (0..num_rows * num_blocks * 16).for_each(|place| buffer.write(place / 16, place % 16, &row));
+        buffer
+    });
+    let q = floats(num_rows * heads * shape.head_dim);
+    let mut out = vec![0.0; q.len()];
+    for (name, num_shared) in [("none", 0), ("three quarters", num_blocks * 3 / 4)] {
+        let table = |row: usize| -> Vec<u32> {
+            (0..num_blocks).map(|i| if i < num_shared { i } else { row * num_blocks + i } as u32).collect()
+        };
+        let tables: Vec<Vec<u32>> = (0..num_rows).map(table).collect();
+        let rows: Vec<AttentionRow<'_>> =
+            tables.iter().map(|blocks| AttentionRow { blocks, start: 0, end: num_blocks * 16 }).collect();
+        let mut group = c.benchmark_group(format!("shared prefix/{name}"));
+        group.throughput(Throughput::Elements((2 * q.len() * num_blocks * 16) as u64));
+        for kernels in &kernels() {
+            let args = Attention { q: &q, k: &k, v: &v, heads, scale: 0.125, rows: &rows };
+            group.bench_function(BenchmarkId::from_parameter(kernels.isa()), |b| {
+                b.iter(|| kernels.attention(args, black_box(&mut out)));
+            });
+        }
+    }
+}
+
 fn pool(c: &mut Criterion) {
     let kernels = kernels().pop().expect("at least scalar");
     c.bench_function("pool/empty run", |b| b.iter(|| kernels.pool().run(2, |task| _ = black_box(task))));
@@ -261,6 +292,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300));
-    targets = roofline, pool, quantize, packed, gate, bf16, attention, matmul
+    targets = roofline, pool, quantize, packed, gate, bf16, attention, shared_prefix, matmul
 }
 criterion_main!(benches);

@@ -3,24 +3,24 @@
 use std::arch::x86_64::*;
 
 use super::{Scores, Softmax};
-use crate::elementwise::avx512::exp_or_zero;
+use crate::elementwise::avx512::exp2_or_zero;
 
 const LANES: usize = 16;
 /// Vectors accumulated together: a head of 64.
 const WIDE: usize = 4;
 
-/// As `scalar::softmax`; a weight that would be a subnormal number is zero.
+/// As `scalar::softmax`, but in base two; a weight that would be a subnormal number is zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 pub(crate) fn softmax(scores: &mut Scores, scale: f32, softmax: &mut Softmax) -> f32 {
     let [low, high] = [0, LANES].map(|at| {
         // SAFETY: `Scores` is 32 floats, two vectors.
-        let scores = unsafe { _mm512_loadu_ps(scores.as_ptr().add(at)) };
-        _mm512_mul_ps(scores, _mm512_set1_ps(scale))
+        unsafe { _mm512_loadu_ps(scores.as_ptr().add(at)) }
     });
-    let max = softmax.max.max(_mm512_reduce_max_ps(_mm512_max_ps(low, high)));
-    let correction = _mm512_cvtss_f32(exp_or_zero(_mm512_set1_ps(softmax.max - max)));
-    let low = exp_or_zero(_mm512_sub_ps(low, _mm512_set1_ps(max)));
-    let high = exp_or_zero(_mm512_sub_ps(high, _mm512_set1_ps(max)));
+    let scale = scale * std::f32::consts::LOG2_E;
+    let max = softmax.max.max(scale * _mm512_reduce_max_ps(_mm512_max_ps(low, high)));
+    let correction = _mm512_cvtss_f32(exp2_or_zero(_mm512_set1_ps(softmax.max - max)));
+    let [low, high] =
+        [low, high].map(|scores| exp2_or_zero(_mm512_fmsub_ps(scores, _mm512_set1_ps(scale), _mm512_set1_ps(max))));
     // SAFETY: as above.
     unsafe {
         _mm512_storeu_ps(scores.as_mut_ptr(), low);

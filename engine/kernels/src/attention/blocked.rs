@@ -1,5 +1,5 @@
 //! Attention of a block of query rows at once: the keys of a chunk are read once for all rows of one sequence in the block and all
-//! query heads of their key head.
+//! query heads of their key head, and those of a beginning that sequences have in common (a persona, examples) once for all of them.
 //!
 //! A *vector* here is one row's query of one head. What a vector becomes depends on nothing else in its block: each
 //! score is summed along the head in order, each output along the keys in order, chunk by chunk. A key that one vector
@@ -24,6 +24,8 @@ pub(crate) const HEAD_DIM_MAX: usize = 256;
 const TASKS_PER_THREAD: usize = 4;
 /// Chunks between the one that is computed and the one that the caches are asked for.
 const AHEAD: usize = 2;
+/// Chunks in common that are worth being taken together.
+const SHARED_MIN: usize = 2;
 
 thread_local! {
     /// The block that a thread is at: too large to be made anew for every few rows.
@@ -34,6 +36,7 @@ thread_local! {
         queries: [const { MaybeUninit::uninit() }; VECTORS * HEAD_DIM_MAX],
         scores: [[0.0; CHUNK]; VECTORS],
         softmax: [Softmax::START; VECTORS],
+        shared: [Softmax::START; VECTORS],
         out: [std::ptr::null_mut(); VECTORS],
         lanes: [(0, 0); VECTORS],
     }));
@@ -51,6 +54,8 @@ pub(crate) struct Block {
     /// Those of a chunk, then weights; a step writes them before it reads them.
     pub(crate) scores: [Scores; VECTORS],
     pub(crate) softmax: [Softmax; VECTORS],
+    /// Those of all sequences after the chunks that they have in common.
+    shared: [Softmax; VECTORS],
     /// Where the outputs are, `head_dim` floats each.
     pub(crate) out: [*mut f32; VECTORS],
     /// What each vector sees of the chunk.
@@ -78,6 +83,18 @@ pub(crate) struct Chunk {
 /// its queries are written, and the chunk's pointers are those of as many elements as it says.
 pub(crate) type Step = unsafe fn(&mut Block, &Chunk);
 
+/// Chunks that some rows of a block go through together.
+#[derive(Clone, Debug)]
+struct Stretch {
+    rows: Range<usize>,
+    kv_head: usize,
+    chunks: Range<usize>,
+    /// The first of the rows that went through the chunks before, if any did.
+    after: Option<usize>,
+    /// Whether these are the last chunks of the rows.
+    is_last: bool,
+}
+
 impl<'a> Job<'a> {
     /// Computes every row and head in blocks.
     pub(super) fn run_blocked(&self, step: Step, pool: &crate::Pool) {
@@ -92,18 +109,68 @@ impl<'a> Job<'a> {
             // The last rows of a prompt see the most, so they come first.
             let task = num_tasks - 1 - task;
             let blocks = task * task_blocks..num_blocks.min((task + 1) * task_blocks);
-            let runs = blocks.flat_map(|block| {
+            let stretches = blocks.flat_map(|block| {
                 let first = block / kv_heads * block_rows;
-                self.runs(first..num_rows.min(first + block_rows)).map(move |rows| (rows, block % kv_heads))
+                self.stretches(first..num_rows.min(first + block_rows), block % kv_heads)
             });
-            let mut runs = runs.peekable();
-            if let Some((rows, kv_head)) = runs.peek() {
-                self.prefetch(rows, *kv_head, 0..AHEAD);
+            let mut stretches = stretches.peekable();
+            if let Some(first) = stretches.peek() {
+                self.ask(first, 0..AHEAD);
             }
-            while let Some((rows, kv_head)) = runs.next() {
-                self.block(step, rows, kv_head, runs.peek());
-            }
+            BLOCK.with_borrow_mut(|block| {
+                while let Some(stretch) = stretches.next() {
+                    self.compute(block, step, &stretch, stretches.peek());
+                }
+            });
         });
+    }
+
+    /// The stretches of rows: for sequences that begin alike those chunks, then the others of each sequence.
+    fn stretches(&self, rows: Range<usize>, kv_head: usize) -> impl Iterator<Item = Stretch> {
+        let (mut rest, mut together, mut shared) = (rows, 0..0, None);
+        std::iter::from_fn(move || {
+            if together.is_empty() {
+                let (rows, chunks) = self.alike(rest.clone())?;
+                (rest.start, together, shared) = (rows.end, rows.clone(), None);
+                if !chunks.is_empty() {
+                    shared = Some((rows.start, chunks.end));
+                    return Some(Stretch { rows, kv_head, chunks, after: None, is_last: false });
+                }
+            }
+            let rows = self.runs(together.clone()).next()?;
+            together.start = rows.end;
+            let seen = self.seen(rows.clone()).map_or(0..0, |(_, seen)| seen);
+            let first = shared.map_or(seen.start / CHUNK, |(_, end)| end);
+            let chunks = first..seen.end.div_ceil(CHUNK);
+            Some(Stretch { rows, kv_head, chunks, after: shared.map(|(first, _)| first), is_last: true })
+        })
+    }
+
+    /// The first of some rows that see enough chunks in common with those after them, and these chunks; of none, the rows of a sequence.
+    fn alike(&self, rows: Range<usize>) -> Option<(Range<usize>, Range<usize>)> {
+        let mut runs = self.runs(rows);
+        let mut alike = runs.next()?;
+        let AttentionRow { blocks, start, .. } = self.args.rows[alike.start];
+        let first = start / CHUNK;
+        // The chunks from the first on that all of these rows see whole.
+        let seen_by_all = |rows: &Range<usize>| {
+            let rows = &self.args.rows[rows.clone()];
+            let begin_there = rows.iter().all(|row| row.start == start);
+            let end = rows.iter().map(|row| row.end / CHUNK).min().unwrap_or(0);
+            if begin_there { first..end.max(first) } else { first..first }
+        };
+        let mut chunks = seen_by_all(&alike);
+        let mut num = 1;
+        for run in runs {
+            let same = blocks.iter().zip(self.args.rows[run.start].blocks).take_while(|(a, b)| a == b).count();
+            let end = chunks.end.min(seen_by_all(&run).end).min(same * self.shape.block_tokens / CHUNK);
+            // What few have in common is not given up for what many have.
+            if end < first + SHARED_MIN.max(chunks.len() / 2) {
+                break;
+            }
+            (alike.end, chunks.end, num) = (run.end, end, num + 1);
+        }
+        Some((alike, if num > 1 { chunks } else { first..first }))
     }
 
     /// Cuts rows where the sequence changes.
@@ -126,38 +193,26 @@ impl<'a> Job<'a> {
         Some((last, start..*end))
     }
 
-    /// Rows of one sequence, and the query heads of one key head; `next` are those after them.
-    fn block(&self, step: Step, rows: Range<usize>, kv_head: usize, next: Option<&(Range<usize>, usize)>) {
-        let head_dim = self.shape.head_dim;
-        let num_vectors = rows.len() * self.group;
+    /// Takes rows through the chunks of a stretch; `next` is the one after it.
+    fn compute(&self, block: &mut Block, step: Step, stretch: &Stretch, next: Option<&Stretch>) {
+        let Stretch { rows, kv_head, chunks, after, is_last } = stretch.clone();
+        let (head_dim, num_vectors) = (self.shape.head_dim, rows.len() * self.group);
         assert!(num_vectors <= VECTORS && head_dim <= HEAD_DIM_MAX, "a block of {num_vectors} x {head_dim}");
-        BLOCK.with_borrow_mut(|block| {
-            (block.num_vectors, block.head_dim, block.scale) = (num_vectors, head_dim, self.args.scale);
-            block.softmax[..num_vectors].fill(Softmax::START);
-            self.compute(block, step, (rows, kv_head), next);
-        });
-    }
-
-    /// Computes a block that knows its shape.
-    fn compute(
-        &self,
-        block: &mut Block,
-        step: Step,
-        (rows, kv_head): (Range<usize>, usize),
-        next: Option<&(Range<usize>, usize)>,
-    ) {
-        let head_dim = block.head_dim;
-        self.begin(block, rows.start, kv_head);
+        (block.num_vectors, block.head_dim, block.scale) = (num_vectors, head_dim, self.args.scale);
+        match after {
+            None => block.softmax[..num_vectors].fill(Softmax::START),
+            Some(first) => {
+                let from = (rows.start - first) * self.group;
+                block.softmax[..num_vectors].copy_from_slice(&block.shared[from..from + num_vectors]);
+            }
+        }
+        self.begin(block, rows.start, kv_head, after.is_none());
         let Some((last, seen)) = self.seen(rows.clone()) else { return };
         let mut scratch = self.scratch();
-        let first_chunk = seen.start / CHUNK;
-        for index in first_chunk..seen.end.div_ceil(CHUNK) {
-            let ahead = index - first_chunk + AHEAD;
-            if (first_chunk + ahead) * CHUNK < seen.end {
-                self.prefetch(&rows, kv_head, ahead..ahead + 1);
-            } else if let Some((rows, kv_head)) = next {
-                let ahead = first_chunk + ahead - seen.end.div_ceil(CHUNK);
-                self.prefetch(rows, *kv_head, ahead..ahead + 1);
+        for index in chunks.clone() {
+            match (index + AHEAD).checked_sub(chunks.end) {
+                None => self.ask(stretch, index + AHEAD - chunks.start..index + AHEAD - chunks.start + 1),
+                Some(ahead) => next.into_iter().for_each(|next| self.ask(next, ahead..ahead + 1)),
             }
             let chunk = index * CHUNK;
             let positions = seen.start.max(chunk)..seen.end.min(chunk + CHUNK);
@@ -170,7 +225,11 @@ impl<'a> Job<'a> {
             // outputs of the block are parts of `out` that no other task has.
             unsafe { step(block, &chunk) };
         }
-        for vector in 0..block.num_vectors {
+        if !is_last {
+            block.shared[..num_vectors].copy_from_slice(&block.softmax[..num_vectors]);
+            return;
+        }
+        for vector in 0..num_vectors {
             if block.softmax[vector].sum == 0.0 {
                 // It saw nothing; a sum of weights has a term of 1 otherwise.
                 continue;
@@ -214,8 +273,8 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Packs the queries of a block, and zeroes its outputs.
-    fn begin(&self, block: &mut Block, first_row: usize, kv_head: usize) {
+    /// Packs the queries of a block, and zeroes its outputs where nothing was added to them yet.
+    fn begin(&self, block: &mut Block, first_row: usize, kv_head: usize, is_first: bool) {
         let head_dim = block.head_dim;
         for vector in 0..block.num_vectors {
             let (tile, place) = (vector / SCORE_TILE, vector % SCORE_TILE);
@@ -227,16 +286,24 @@ impl<'a> Job<'a> {
             }
             // SAFETY: every row and head is in exactly one task.
             let out = unsafe { self.out.part(at..at + head_dim) };
-            out.fill(0.0);
+            if is_first {
+                out.fill(0.0);
+            }
             block.out[vector] = out.as_mut_ptr();
         }
     }
 
-    /// Asks for the keys and values of some of the chunks that rows of one sequence see, counted from the first.
+    /// Asks for the keys and values of some of the chunks of a stretch, counted from its first.
+    fn ask(&self, stretch: &Stretch, chunks: Range<usize>) {
+        let first = stretch.chunks.start;
+        let chunks = first + chunks.start..stretch.chunks.end.min(first + chunks.end);
+        self.prefetch(&stretch.rows, stretch.kv_head, chunks);
+    }
+
+    /// Asks for the keys and values of some chunks, as far as rows of one sequence see them.
     pub(super) fn prefetch(&self, rows: &Range<usize>, kv_head: usize, chunks: Range<usize>) {
         let Some((last, seen)) = self.seen(rows.clone()) else { return };
-        let first = seen.start / CHUNK * CHUNK;
-        let positions = seen.start.max(first + chunks.start * CHUNK)..seen.end.min(first + chunks.end * CHUNK);
+        let positions = seen.start.max(chunks.start * CHUNK)..seen.end.min(chunks.end * CHUNK);
         let place = (self.args.rows[last].blocks, kv_head);
         self.args.k.prefetch(place, positions.clone());
         self.args.v.prefetch(place, positions);

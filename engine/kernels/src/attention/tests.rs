@@ -151,6 +151,62 @@ fn a_row_has_the_same_bits_in_any_batch_and_any_block_layout() {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Sequences with a beginning in common, of which some have drafts, see nothing or begin later.
+    #[test]
+    fn a_row_has_the_same_bits_beside_sequences_that_begin_alike(
+        (kv_heads, group) in (1_usize..4, 1_usize..5),
+        block_tokens in prop_oneof![Just(16_usize), Just(7), Just(64)],
+        sequences in proptest::collection::vec((0_usize..9, 0_usize..6, 1_usize..3, 0_usize..4), 1..12),
+        seed in any::<u64>(),
+    ) {
+        let mut random = Random(seed);
+        let shape = KvShape { block_tokens, kv_heads, head_dim: 32 };
+        let num_shared = sequences.iter().map(|&(shared, ..)| shared).max().unwrap_or(0);
+        let mut num_blocks = num_shared as u32;
+        // Per sequence its blocks, how many rows it has, and whether these see a window.
+        let tables: Vec<(Vec<u32>, usize, bool)> = sequences
+            .iter()
+            .map(|&(shared, own, num_rows, kind)| {
+                let first = num_blocks;
+                num_blocks += own as u32;
+                ((0..shared as u32).chain(first..num_blocks).collect(), num_rows, kind == 0)
+            })
+            .collect();
+        let rows: Vec<AttentionRow<'_>> = tables
+            .iter()
+            .flat_map(|(blocks, num_rows, window)| {
+                let len = blocks.len() * block_tokens;
+                let ends = (0..*num_rows).map(move |row| (len + row).saturating_sub(num_rows + 2));
+                ends.map(move |end| AttentionRow { blocks, start: if *window { end / 3 } else { 0 }, end })
+            })
+            .collect();
+        for dtype in [KvDType::F32, KvDType::F16, KvDType::Q8_0] {
+            let [k, v] = [KvBuffer::keys as Make, KvBuffer::values].map(|make| {
+                let mut buffer = make(dtype, shape, num_blocks as usize);
+                for place in 0..num_blocks as usize * block_tokens {
+                    buffer.write(place / block_tokens, place % block_tokens, &random.floats(kv_heads * 32));
+                }
+                buffer
+            });
+            let (heads, row_len) = (kv_heads * group, kv_heads * group * 32);
+            let q = random.floats(rows.len() * row_len);
+            for (isa, num_threads) in available_isas().into_iter().flat_map(|isa| [(isa, 1), (isa, 2)]) {
+                let kernels = Kernels::with_isa(isa, num_threads).unwrap();
+                let attend = |q: &[f32], rows: &[AttentionRow<'_>]| {
+                    let mut out = vec![f32::NAN; q.len()];
+                    kernels.attention(Attention { q, k: &k, v: &v, heads, scale: 0.3, rows }, &mut out);
+                    bits(&out)
+                };
+                let alone: Vec<u32> = q.chunks(row_len).zip(&rows).flat_map(|(q, row)| attend(q, &[*row])).collect();
+                prop_assert!(attend(&q, &rows) == alone, "{}, {}, {} threads", isa, dtype, num_threads);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_row_that_sees_nothing_is_zero() {
     let shape = KvShape { block_tokens: 4, kv_heads: 1, head_dim: 2 };

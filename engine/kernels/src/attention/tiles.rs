@@ -122,11 +122,10 @@ impl Job<'_> {
         if let Some((last, seen)) = self.seen(rows.clone()) {
             let mut scratch = self.scratch();
             let seen_chunks = seen.start / CHUNK..seen.end.div_ceil(CHUNK);
-            self.prefetch(&rows, kv_head, 0..CHUNKS);
+            self.prefetch(&rows, kv_head, seen_chunks.start..seen_chunks.start + CHUNKS);
             for step in seen.start / KEYS..seen.end.div_ceil(KEYS) {
                 let chunks = seen_chunks.start.max(CHUNKS * step)..seen_chunks.end.min(CHUNKS * (step + 1));
-                let ahead = chunks.end - seen_chunks.start;
-                self.prefetch(&rows, kv_head, ahead..ahead + CHUNKS);
+                self.prefetch(&rows, kv_head, chunks.end..chunks.end + CHUNKS);
                 let keys = chunks.start * CHUNK..chunks.end * CHUNK;
                 let lane = |position: usize| position.clamp(keys.start, keys.end) - keys.start;
                 for (row, lanes) in self.args.rows[rows.clone()].iter().zip(room.lanes.chunks_exact_mut(self.group)) {
