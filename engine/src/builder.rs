@@ -95,8 +95,9 @@ impl EngineBuilder {
     }
 
     /// The most tokens of one step, 1 to 8192 and at least as many as sequences. More makes prompts faster and the gaps
-    /// between the tokens of other requests longer. Prompts take no more than was computed in 0.4 s lately, or 256; and where more than two
-    /// sequences decode for each that reads its prompt, 64 less three for each that decodes, but at least 16. Default 1024.
+    /// between the tokens of other requests longer. Beside sequences that decode, prompts take 64 less three for each of
+    /// these, but at least 16; in a burst, where at most two decode for each that reads, up to two steps in 32 are as large as what was
+    /// computed in 0.4 s lately. Default 1024.
     pub fn step_tokens_max(mut self, step_tokens_max: usize) -> Self {
         self.step_tokens_max = step_tokens_max;
         self

@@ -2,32 +2,35 @@
 
 use std::time::Duration;
 
-/// The longest that a step should take: so long may a cancel, a deadline or the first token of another request wait for it.
+/// The longest that a step beside others should take: so long may their next tokens, a cancel or a deadline wait for it.
 const STEP_TIME: Duration = Duration::from_millis(400);
-/// The tokens of a step that are always worth it: with fewer, the weights are decoded too often.
-const TOKENS_MIN: usize = 256;
-/// Steps of fewer rows tell nothing about larger ones.
-const ROWS_MIN: usize = 128;
+/// The tokens of a step where no rate is known yet.
+const TOKENS_UNKNOWN: usize = 256;
+/// The tokens of a step that are always worth it: with fewer, most of the time goes to decoding the weights.
+const TOKENS_MIN: usize = 64;
 
-/// The rate at which steps compute the rows of prompts, as far as it is known.
+/// The rate at which steps compute the tokens of prompts, as far as it is known.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    rows_per_s: Option<f64>,
+    tokens_per_s: Option<f64>,
 }
 
 impl Pace {
-    /// Notes that a step of so many rows took so long. The latest step counts as much as all before it.
-    pub(crate) fn note(&mut self, rows: usize, took: Duration) {
-        if rows >= ROWS_MIN && !took.is_zero() {
-            let rate = rows as f64 / took.as_secs_f64();
-            self.rows_per_s = Some(self.rows_per_s.map_or(rate, |before| f64::midpoint(before, rate)));
+    /// Notes that a step with so many tokens of prompts took so long. The latest step counts as much as all before it; those with few
+    /// tokens tell nothing about larger ones.
+    pub(crate) fn note(&mut self, tokens: usize, took: Duration) {
+        if tokens >= TOKENS_MIN && !took.is_zero() {
+            let rate = tokens as f64 / took.as_secs_f64();
+            self.tokens_per_s = Some(self.tokens_per_s.map_or(rate, |before| f64::midpoint(before, rate)));
         }
     }
 
     /// The most tokens of prompts in the next step.
     pub(crate) fn prompt_tokens(&self) -> usize {
-        let tokens = self.rows_per_s.map_or(0.0, |rate| rate * STEP_TIME.as_secs_f64());
-        (tokens as usize).max(TOKENS_MIN)
+        match self.tokens_per_s {
+            None => TOKENS_UNKNOWN,
+            Some(rate) => ((rate * STEP_TIME.as_secs_f64()) as usize).max(TOKENS_MIN),
+        }
     }
 }
 
@@ -46,7 +49,7 @@ mod tests {
         pace.note(16, Duration::from_millis(25));
         pace.note(500, Duration::ZERO);
         assert_eq!(pace.prompt_tokens(), 1200, "small steps tell nothing");
-        (0..20).for_each(|_| pace.note(256, Duration::from_secs(3)));
-        assert_eq!(pace.prompt_tokens(), 256);
+        (0..20).for_each(|_| pace.note(64, Duration::from_secs(3)));
+        assert_eq!(pace.prompt_tokens(), 64);
     }
 }

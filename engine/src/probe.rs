@@ -5,7 +5,7 @@ use bespoke_domain::{Sampling, TokenId};
 use crate::{
     block_pool::{BLOCK_TOKENS, Prefix},
     sampler::{History, Place, Sampler},
-    scheduler::{Budget, Needs, Plan, Scheduler, SequenceKey},
+    scheduler::{Budget, Needs, PROMPT_TOKENS_MIN, Plan, Scheduler, SequenceKey},
 };
 
 /// A scheduler whose sequences have had their prompts and decode.
@@ -21,8 +21,8 @@ impl SchedulerProbe {
     /// Takes in so many sequences with room for `new_tokens` each, and plans until all of them decode.
     pub fn decoding(num_sequences: usize, prompt_tokens: usize, new_tokens: usize) -> Self {
         // The first ones write while the prompts of the others are computed, a token a turn; beside many that write, a turn computes
-        // sixteen.
-        let turns = num_sequences * (prompt_tokens.div_ceil(16) + 1);
+        // the least.
+        let turns = num_sequences * (prompt_tokens.div_ceil(PROMPT_TOKENS_MIN) + 1);
         let tokens_max = prompt_tokens + new_tokens + turns;
         let budget = Budget {
             sequences_max: num_sequences,

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use bespoke_domain::{Sampling, TokenId};
+use bespoke_model::argmax;
 
 /// What the penalties need to know about a sequence.
 #[derive(Default)]
@@ -55,31 +56,26 @@ pub(crate) struct Sampler {
 /// How many candidates `top_p` sorts at first; it takes eight times as many while they do not hold enough probability.
 const FIRST_SORTED: usize = 256;
 
-/// Logits whose largest is found before their places are looked at.
-const ARGMAX_RUN: usize = 512;
-/// Logits that are compared side by side.
-const ARGMAX_LANES: usize = 32;
-
 impl Sampler {
     pub(crate) fn sample(&mut self, params: &Sampling, place: &Place<'_>) -> TokenId {
         if params.is_greedy() && !changes_logits(params) && place.forbidden.is_empty() {
-            return argmax(place.logits);
+            return argmax(place.logits) as TokenId;
         }
         self.logits.clear();
         self.logits.extend_from_slice(place.logits);
         change_logits(&mut self.logits, params, place);
         if params.is_greedy() {
-            return argmax(&self.logits);
+            return argmax(&self.logits) as TokenId;
         }
         // The largest logit becomes 0 first, so that no temperature can make it overflow.
-        let max = self.logits[argmax(&self.logits) as usize];
+        let max = self.logits[argmax(&self.logits)];
         self.logits.iter_mut().for_each(|logit| *logit = (*logit - max) / params.temperature);
         self.draw(params, place.uniform)
     }
 
     fn draw(&mut self, params: &Sampling, uniform: f64) -> TokenId {
         let best = argmax(&self.logits);
-        let max = self.logits[best as usize];
+        let (max, best) = (self.logits[best], best as TokenId);
         if !max.is_finite() {
             return best;
         }
@@ -142,31 +138,6 @@ fn change_logits(logits: &mut [f32], params: &Sampling, place: &Place<'_>) {
             *logit -= params.frequency_penalty * count as f32 + params.presence_penalty;
         }
     }
-}
-
-/// The first of the largest; what is not a number is never one. 0 where nothing is above negative infinity.
-fn argmax(logits: &[f32]) -> TokenId {
-    // The largest of a run without its place, in as many lanes as the compiler likes, then its place in the one run that has it.
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (run, start) in logits.chunks(ARGMAX_RUN).zip((0..).step_by(ARGMAX_RUN)) {
-        let mut lanes = [f32::NEG_INFINITY; ARGMAX_LANES];
-        let (whole, rest) = run.as_chunks::<ARGMAX_LANES>();
-        for logits in whole {
-            for (lane, &logit) in lanes.iter_mut().zip(logits) {
-                *lane = if logit > *lane { logit } else { *lane };
-            }
-        }
-        let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &logit| if logit > max { logit } else { max });
-        if max > best.0 {
-            best = (max, start);
-        }
-    }
-    let (max, start) = best;
-    if max == f32::NEG_INFINITY {
-        return 0;
-    }
-    let place = logits[start..].iter().position(|&logit| logit == max);
-    (start + place.expect("invariant: the run has its largest")) as TokenId
 }
 
 fn by_likelihood(a: &(f32, TokenId), b: &(f32, TokenId)) -> std::cmp::Ordering {
@@ -242,33 +213,6 @@ mod tests {
         assert_eq!(sample_at(greedy(), &LOGITS, &[1], 0.9), 3);
         let bias = SamplingParams { logit_bias: [(4, 50.0)].into(), ..greedy() };
         assert_eq!(sample_at(bias, &LOGITS, &[], 0.9), 4);
-    }
-
-    proptest! {
-        /// Equals, infinities and what is not a number among them, in more than one run.
-        #[test]
-        fn the_largest_is_the_first_of_its_equals(
-            mut logits in prop::collection::vec(prop_oneof![-9_i8..9, Just(i8::MIN), Just(i8::MAX)], 1..1200),
-            flat in any::<bool>(),
-        ) {
-            let value = |logit: i8| match logit {
-                i8::MIN => f32::NAN,
-                i8::MAX if flat => f32::NEG_INFINITY,
-                i8::MAX => f32::INFINITY,
-                logit => f32::from(logit),
-            };
-            if flat {
-                logits.iter_mut().for_each(|logit| if *logit > i8::MIN { *logit = i8::MAX });
-            }
-            let logits: Vec<f32> = logits.into_iter().map(value).collect();
-            let mut expected = (f32::NEG_INFINITY, 0);
-            for (&logit, token) in logits.iter().zip(0..) {
-                if logit > expected.0 {
-                    expected = (logit, token);
-                }
-            }
-            prop_assert_eq!(argmax(&logits), expected.1);
-        }
     }
 
     #[test]

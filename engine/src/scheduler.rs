@@ -79,10 +79,16 @@ const PROMPT_TOKENS_MAX: usize = 64;
 /// them takes no longer than one with few.
 const DECODING_TOKENS: usize = 3;
 /// The tokens that are left to prompts all the same.
-const PROMPT_TOKENS_MIN: usize = 16;
-/// Where no more sequences decode for each that reads its prompt, prompts take whole steps: after a burst of requests one long wait
-/// for the few costs less than many short waits for all.
+pub(crate) const PROMPT_TOKENS_MIN: usize = 16;
+/// The tokens that prompts take where nothing decodes, however slow that is: with fewer the weights are decoded too often.
+const PROMPT_TOKENS_ALONE: usize = 256;
+/// Where no more sequences decode for each that reads its prompt or waits for another to do so, it is a *burst*: prompts take whole steps, since one
+/// long wait of the few costs less than many short waits of all.
 const DECODING_PER_READING: usize = 2;
+/// The most whole steps of a burst. It begins where these are enough for what is left of the prompts.
+const BURST_STEPS: usize = 2;
+/// Turns from the beginning of a burst to that of the next one, so that others go on meanwhile.
+const BURST_TURNS: i64 = 32;
 /// The turns of waiting that make up for one level of priority, so that nothing waits for ever: seconds on a busy engine.
 const TURNS_PER_PRIORITY: i64 = 200;
 
@@ -96,6 +102,8 @@ pub(crate) struct Scheduler {
     /// By rank.
     running: Vec<Entry>,
     turn: i64,
+    /// The turn of the first whole step of the last burst.
+    burst: i64,
     num_arrived: u64,
     num_preempted: u64,
 }
@@ -109,6 +117,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::with_capacity(budget.sequences_max),
             turn: 0,
+            burst: -BURST_TURNS,
             num_arrived: 0,
             num_preempted: 0,
         }
@@ -135,13 +144,17 @@ impl Scheduler {
         self.wait(Entry::new(key, rank, needs, self.budget.shares_answers));
     }
 
-    /// Fills `plan` with what the next step does, with at most `prompt_tokens` of prompts; no chunks means that there is nothing to do.
+    /// Fills `plan` with what the next step does; no chunks means that there is nothing to do. Beside sequences that decode, prompts
+    /// take at most `prompt_tokens`, at least 1.
     pub(crate) fn plan(&mut self, plan: &mut Plan, prompt_tokens: usize) {
+        debug_assert!(prompt_tokens > 0);
         self.turn += 1;
         plan.admitted.clear();
         plan.chunks.clear();
-        self.admit(&mut plan.admitted);
+        let num_following = self.admit(&mut plan.admitted);
         self.plan_decodes(&mut plan.chunks);
+        let num_decoding = plan.chunks.iter().filter(|chunk| !chunk.of_prompt).count();
+        let prompt_tokens = self.prompt_tokens(num_decoding, num_following, prompt_tokens);
         self.plan_prompts(&mut plan.chunks, prompt_tokens);
         // A sequence that gave way after its chunk was planned is not computed.
         plan.chunks.retain(|chunk| self.running.iter().any(|entry| entry.key == chunk.key));
@@ -227,17 +240,18 @@ impl Scheduler {
     /// Moves sequences from the queue in order of rank, as long as places and blocks are there for their whole prompts.
     ///
     /// A sequence whose beginning is being computed for another one waits for that, to share its blocks: so do the further choices
-    /// of a request, and requests that arrive together with a long beginning in common.
-    fn admit(&mut self, admitted: &mut Vec<(SequenceKey, usize)>) {
-        let mut place = 0;
+    /// of a request, and requests that arrive together with a long beginning in common. Returns how many wait so.
+    fn admit(&mut self, admitted: &mut Vec<(SequenceKey, usize)>) -> usize {
+        let (mut place, mut num_following) = (0, 0);
         while let Some(entry) = self.waiting.get(place) {
-            if entry.parked || self.sibling_computes(entry) {
+            if entry.parked {
                 place += 1;
                 continue;
             }
             let shared = entry.cached_blocks(&self.pool);
-            if self.running.iter().any(|other| other.computes_beginning_of(entry, shared.len())) {
-                place += 1;
+            let computes_beginning = |other: &Entry| other.computes_beginning_of(entry, shared.len());
+            if self.sibling_computes(entry) || self.running.iter().any(computes_beginning) {
+                (place, num_following) = (place + 1, num_following + 1);
                 continue;
             }
             let idle = shared.iter().filter(|(block, _)| self.pool.is_idle(*block)).count();
@@ -247,7 +261,7 @@ impl Scheduler {
             if !has_place || !fits {
                 // Slow readers make room for others; without any, the first in line waits for the end of a sequence.
                 if !self.preempt_parked() {
-                    return;
+                    break;
                 }
                 continue;
             }
@@ -257,6 +271,7 @@ impl Scheduler {
             let place = self.running.partition_point(|other| other.rank > entry.rank);
             self.running.insert(place, entry);
         }
+        num_following
     }
 
     fn sibling_computes(&self, entry: &Entry) -> bool {
@@ -287,16 +302,29 @@ impl Scheduler {
         }
     }
 
+    /// The tokens that prompts take in this step, of `prompt_tokens` that have time in it.
+    fn prompt_tokens(&mut self, num_decoding: usize, num_following: usize, prompt_tokens: usize) -> usize {
+        if num_decoding == 0 {
+            return prompt_tokens.max(PROMPT_TOKENS_ALONE);
+        }
+        let (mut num_reading, mut unread) = (num_following, 0);
+        for entry in self.running.iter().filter(|entry| !entry.parked && !entry.decodes()) {
+            (num_reading, unread) = (num_reading + 1, unread + entry.prompt_chunk(usize::MAX, usize::MAX));
+        }
+        let since = self.turn - self.burst;
+        let may_begin = since >= BURST_TURNS && unread <= BURST_STEPS * prompt_tokens.min(self.budget.step_tokens_max);
+        if num_decoding <= DECODING_PER_READING * num_reading && (may_begin || since < BURST_STEPS as i64) {
+            self.burst = if may_begin { self.turn } else { self.burst };
+            return prompt_tokens;
+        }
+        let beside = PROMPT_TOKENS_MAX.saturating_sub(DECODING_TOKENS * num_decoding);
+        prompt_tokens.min(beside.max(PROMPT_TOKENS_MIN))
+    }
+
     fn plan_prompts(&mut self, chunks: &mut Vec<Chunk>, prompt_tokens: usize) {
         let used = |chunks: &[Chunk], count: fn(&Chunk) -> usize| chunks.iter().map(count).sum::<usize>();
         let left = self.budget.step_tokens_max - used(chunks, |chunk| chunk.places.len());
         let mut tokens = left.min(prompt_tokens);
-        let num_decoding = chunks.iter().filter(|chunk| !chunk.of_prompt).count();
-        let num_reading = self.running.iter().filter(|entry| !entry.parked && !entry.decodes()).count();
-        if num_decoding > DECODING_PER_READING * num_reading {
-            let beside = PROMPT_TOKENS_MAX.saturating_sub(DECODING_TOKENS * num_decoding);
-            tokens = tokens.min(beside.max(PROMPT_TOKENS_MIN));
-        }
         let mut logits = self.budget.step_logits_max - used(chunks, |chunk| chunk.logits.len());
         let mut index = 0;
         while index < self.running.len() {

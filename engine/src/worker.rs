@@ -174,7 +174,7 @@ impl Worker {
         }
         // Chunks of answers come first.
         let answers = plan.chunks.iter().take_while(|chunk| !chunk.of_prompt);
-        let num_answer_rows = answers.map(|chunk| chunk.places.len()).sum();
+        let num_answer_rows: usize = answers.map(|chunk| chunk.places.len()).sum();
         let step = Step { rows: &rows, num_answer_rows, block_tables: &tables };
         let computed = self.model.forward(&step, &mut self.cache, &mut self.workspace);
         self.tables = recycle(tables);
@@ -188,7 +188,7 @@ impl Worker {
             logits_row += chunk.logits.len();
         }
         let took = begun.elapsed();
-        self.pace.note(num_rows as usize, took);
+        self.pace.note(num_rows as usize - num_answer_rows, took);
         self.status.meters.step.note(took);
         self.status.meters.step_tokens.fetch_add(num_rows, Ordering::Relaxed);
         Ok(())

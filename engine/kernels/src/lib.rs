@@ -14,6 +14,8 @@
     reason = "the only crate of the workspace that may be unsafe: intrinsics, and slices shared between threads"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod across;
 mod ahead;
 mod attention;
 mod bf16;

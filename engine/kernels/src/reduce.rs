@@ -1,7 +1,9 @@
 //! Reductions over the logits of one row.
 
 /// Lanes that compare independently, so that the compiler can use vectors.
-const LANES: usize = 16;
+const LANES: usize = 32;
+/// Values whose largest is found before their places are looked at.
+const RUN: usize = 512;
 
 /// `ln(sum(exp(x)))`, with the largest value subtracted first; negative infinity for an empty slice, NaN if any
 /// value is NaN.
@@ -17,8 +19,16 @@ pub fn log_sum_exp(values: &[f32]) -> f32 {
 
 /// Index of the first largest value; NaN never wins, and a slice without numbers gives 0.
 pub fn argmax(values: &[f32]) -> usize {
-    let max = max(values);
-    values.iter().position(|&value| value == max).unwrap_or(0)
+    // The largest of a run without its place, then its place in the one run that has it.
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (run, start) in values.chunks(RUN).zip((0..).step_by(RUN)) {
+        let max = max(run);
+        if max > best.0 {
+            best = (max, start);
+        }
+    }
+    let (max, start) = best;
+    values[start..].iter().position(|&value| value == max).map_or(0, |place| start + place)
 }
 
 /// The largest number, negative infinity if there is none.
@@ -36,6 +46,8 @@ pub(crate) fn max(values: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -47,6 +59,29 @@ mod tests {
         assert_eq!(log_sum_exp(&[f32::NEG_INFINITY; 3]), f32::NEG_INFINITY);
         assert_eq!(log_sum_exp(&[1.0, f32::INFINITY]), f32::INFINITY);
         assert!(log_sum_exp(&[1.0, f32::NAN]).is_nan() && log_sum_exp(&[f32::NAN]).is_nan());
+    }
+
+    proptest! {
+        /// Equals, infinities and what is not a number among them, in more than one run.
+        #[test]
+        fn argmax_is_the_first_of_equals(
+            values in proptest::collection::vec(prop_oneof![-9_i8..9, Just(i8::MIN), Just(i8::MAX)], 1..1200),
+            highest in -9_i8..9,
+        ) {
+            let value = |value: i8| match value {
+                i8::MIN => f32::NAN,
+                i8::MAX => f32::NEG_INFINITY,
+                value => f32::from(value.min(highest)),
+            };
+            let values: Vec<f32> = values.into_iter().map(value).collect();
+            let mut expected = (f32::NEG_INFINITY, 0);
+            for (place, &value) in values.iter().enumerate() {
+                if value > expected.0 {
+                    expected = (value, place);
+                }
+            }
+            prop_assert!(argmax(&values) == expected.1 || expected.0 == f32::NEG_INFINITY);
+        }
     }
 
     #[test]

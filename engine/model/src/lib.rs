@@ -18,7 +18,7 @@ mod tensor;
 mod tokenizer;
 mod weights;
 
-pub use bespoke_kernels::KvDType;
+pub use bespoke_kernels::{KvDType, argmax};
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use detokenizer::{Detokenizer, DetokenizerOptions, DetokenizerOutput};
 pub use encoder::{Encoder, EncoderConfig, EncoderTokenizer, EncoderWorkspace, WordPieces};

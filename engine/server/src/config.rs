@@ -71,8 +71,9 @@ pub struct Options {
     /// Requests that wait; one more gets RESOURCE_EXHAUSTED. 1 to 65536. Default: 256.
     #[arg(long, env = "BESPOKE_QUEUE_MAX", value_name = "N")]
     pub queue_max: Option<usize>,
-    /// Tokens of one step, from the number of sequences to 8192. Prompts take no more than was computed in 0.4 s lately, or 256; beside more
-    /// than two answers for each prompt, 64 less three for each answer, but at least 16. Default: 1024.
+    /// Tokens of one step, from the number of sequences to 8192. Beside answers, prompts take 64 less three for each
+    /// answer, but at least 16; in a burst, with at most two answers for each prompt, up to two steps in 32 take as much as was computed in 0.4 s
+    /// lately. Default: 1024.
     #[arg(long, env = "BESPOKE_STEP_TOKENS_MAX", value_name = "TOKENS")]
     pub step_tokens_max: Option<usize>,
     /// Tokens that the KV cache holds, at least 16. Default: as many as fit in 2 GiB.

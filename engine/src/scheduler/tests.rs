@@ -28,7 +28,17 @@ fn places(plan: &Plan) -> Vec<(u64, Range<usize>)> {
 
 /// Runs one turn: every chunk that reaches the last token of its sequence gives the next one, until it has `lengths`.
 fn turn(scheduler: &mut Scheduler, plan: &mut Plan, lengths: &dyn Fn(SequenceKey) -> usize) -> Vec<SequenceKey> {
-    scheduler.plan(plan, usize::MAX);
+    turn_of(scheduler, plan, lengths, usize::MAX)
+}
+
+/// As [`turn`], with so many tokens of prompts beside answers.
+fn turn_of(
+    scheduler: &mut Scheduler,
+    plan: &mut Plan,
+    lengths: &dyn Fn(SequenceKey) -> usize,
+    prompt_tokens: usize,
+) -> Vec<SequenceKey> {
+    scheduler.plan(plan, prompt_tokens);
     let mut ended = Vec::new();
     for chunk in &plan.chunks {
         let num_tokens = scheduler.tokens(chunk.key).len();
@@ -65,7 +75,7 @@ fn decoding_comes_before_prompts_and_prompts_are_cut_into_chunks() {
 fn the_more_decode_the_less_prompts_take() {
     // Of three that decode for each prompt the gaps count, of two the prompts.
     for (num_decoding, num_prompts, tokens) in
-        [(1, 0, 0), (2, 1, 198), (3, 1, 55), (3, 2, 197), (10, 1, 34), (20, 1, 16)]
+        [(1, 0, 0), (2, 1, 150), (3, 1, 55), (3, 2, 197), (10, 1, 34), (20, 1, 16)]
     {
         let mut scheduler =
             Scheduler::new(Budget { sequences_max: 30, step_tokens_max: 200, step_logits_max: 30, ..BUDGET }, 1000);
@@ -74,7 +84,7 @@ fn the_more_decode_the_less_prompts_take() {
         while scheduler.running.iter().filter(|entry| entry.decodes()).count() < num_decoding as usize {
             turn(&mut scheduler, &mut plan, &|_| 99);
         }
-        (0..num_prompts).for_each(|number| scheduler.enqueue(key(100 + number), needs(prompt(100 + number, 300), 99)));
+        (0..num_prompts).for_each(|number| scheduler.enqueue(key(100 + number), needs(prompt(100 + number, 150), 99)));
         turn(&mut scheduler, &mut plan, &|_| 99);
         let of_prompts = plan.chunks.iter().filter(|chunk| chunk.of_prompt).map(|chunk| chunk.places.len());
         assert_eq!(of_prompts.sum::<usize>(), tokens, "{num_decoding} decode, {num_prompts} read");
@@ -83,11 +93,66 @@ fn the_more_decode_the_less_prompts_take() {
 
 #[test]
 fn prompts_take_no_more_than_a_step_has_time_for() {
-    let mut scheduler = Scheduler::new(BUDGET, 100);
+    let budget = Budget { step_tokens_max: 500, ..BUDGET };
+    let mut scheduler = Scheduler::new(budget, 100);
     let mut plan = Plan::default();
-    scheduler.enqueue(key(0), needs(prompt(0, 70), 9));
-    scheduler.plan(&mut plan, 11);
-    assert_eq!(places(&plan), [(0, 0..11)]);
+    scheduler.enqueue(key(0), needs(prompt(0, 300), 9));
+    turn_of(&mut scheduler, &mut plan, &|_| 999, 11);
+    assert_eq!(places(&plan), [(0, 0..256)], "alone it has more time");
+    turn_of(&mut scheduler, &mut plan, &|_| 999, 11);
+    scheduler.enqueue(key(1), needs(prompt(1, 300), 9));
+    turn_of(&mut scheduler, &mut plan, &|_| 999, 11);
+    assert_eq!(places(&plan), [(0, 300..301), (1, 0..11)]);
+}
+
+/// Beside one that decodes: what is left of prompts takes whole steps where two of them are enough, and then none do for a while.
+#[test]
+fn a_burst_is_short_and_the_next_one_comes_later() {
+    let budget = Budget { sequences_max: 40, step_tokens_max: 200, step_logits_max: 40, ..BUDGET };
+    for (length, expected) in [(150, vec![150]), (390, vec![199, 191]), (450, vec![61, 199, 190])] {
+        let mut scheduler = Scheduler::new(budget, 1000);
+        let mut plan = Plan::default();
+        scheduler.enqueue(key(0), needs(prompt(0, 2), 999));
+        turn(&mut scheduler, &mut plan, &|_| 9999);
+        let mut read = |scheduler: &mut Scheduler, number: u64| -> Vec<usize> {
+            scheduler.enqueue(key(number), needs(prompt(number, length), 1));
+            let mut tokens = Vec::new();
+            for _ in 0..40 {
+                turn(scheduler, &mut plan, &|key| if key.request == 0 { 9999 } else { length + 1 });
+                tokens.extend(plan.chunks.iter().filter(|chunk| chunk.of_prompt).map(|chunk| chunk.places.len()));
+            }
+            tokens
+        };
+        assert!(read(&mut scheduler, 1).starts_with(&expected), "a prompt of {length}");
+        assert!(read(&mut scheduler, 2).starts_with(&expected), "40 turns later");
+        if length < 450 {
+            // At once after the one before: the burst was 40 turns ago, then it is too soon.
+            let (mut scheduler, mut plan) = (Scheduler::new(budget, 1000), Plan::default());
+            scheduler.enqueue(key(0), needs(prompt(0, 2), 999));
+            turn(&mut scheduler, &mut plan, &|_| 9999);
+            let mut tokens = Vec::new();
+            for number in 1..4 {
+                scheduler.enqueue(key(number), needs(prompt(number, 150), 1));
+                turn(&mut scheduler, &mut plan, &|key| if key.request == 0 { 9999 } else { 151 });
+                tokens.extend(plan.chunks.iter().filter(|chunk| chunk.of_prompt).map(|chunk| chunk.places.len()));
+            }
+            assert_eq!(tokens, [150, 150, 61], "one after the other");
+        }
+    }
+}
+
+/// Those that wait for another to compute their beginning count like those that read.
+#[test]
+fn followers_are_part_of_a_burst() {
+    let budget = Budget { sequences_max: 40, step_tokens_max: 200, step_logits_max: 40, ..BUDGET };
+    for (num_followers, tokens) in [(0, 49), (1, 49), (2, 150)] {
+        let (mut scheduler, mut plan) = (Scheduler::new(budget, 1000), Plan::default());
+        (0..5).for_each(|number| scheduler.enqueue(key(number), needs(prompt(number, 2), 999)));
+        turn(&mut scheduler, &mut plan, &|_| 9999);
+        (0..=num_followers).for_each(|number| scheduler.enqueue(key(10 + number), needs(prompt(10, 150), 9)));
+        turn(&mut scheduler, &mut plan, &|_| 9999);
+        assert_eq!(places(&plan).last(), Some(&(10, 0..tokens)), "{num_followers} followers");
+    }
 }
 
 /// Requests that arrive together: a long beginning in common is computed once, a short one is not waited for.
@@ -304,6 +369,7 @@ proptest! {
         load in prop::collection::vec((1usize..60, 1usize..40, -1i32..2, 0..4u8, 0usize..60), 1..40),
         num_blocks in 7usize..30,
         shares_answers in any::<bool>(),
+        prompt_tokens in prop_oneof![1usize..60, Just(usize::MAX)],
     ) {
         let mut scheduler = Scheduler::new(Budget { shares_answers, ..BUDGET }, num_blocks);
         let mut plan = Plan::default();
@@ -322,7 +388,7 @@ proptest! {
             } else if scheduler.running.len() + scheduler.waiting.len() == 0 {
                 break;
             }
-            turn(&mut scheduler, &mut plan, &lengths);
+            turn_of(&mut scheduler, &mut plan, &lengths, prompt_tokens);
             for (key, _) in &plan.admitted {
                 if !admitted.contains(key) {
                     admitted.push(*key);

@@ -19,8 +19,11 @@ pub(crate) fn softmax(scores: &mut Scores, scale: f32, softmax: &mut Softmax) ->
     let scale = scale * std::f32::consts::LOG2_E;
     let max = softmax.max.max(scale * _mm512_reduce_max_ps(_mm512_max_ps(low, high)));
     let correction = _mm512_cvtss_f32(exp2_or_zero(_mm512_set1_ps(softmax.max - max)));
-    let [low, high] =
-        [low, high].map(|scores| exp2_or_zero(_mm512_fmsub_ps(scores, _mm512_set1_ps(scale), _mm512_set1_ps(max))));
+    // Multiplied first, so that the highest score has a weight of exactly 1.
+    let [low, high] = [low, high].map(|scores| {
+        let scaled = _mm512_mul_ps(scores, _mm512_set1_ps(scale));
+        exp2_or_zero(_mm512_sub_ps(scaled, _mm512_set1_ps(max)))
+    });
     // SAFETY: as above.
     unsafe {
         _mm512_storeu_ps(scores.as_mut_ptr(), low);

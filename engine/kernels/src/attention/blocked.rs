@@ -1,5 +1,5 @@
 //! Attention of a block of query rows at once: the keys of a chunk are read once for all rows of one sequence in the block and all
-//! query heads of their key head, and those of a beginning that sequences have in common (a persona, examples) once for all of them.
+//! query heads of their key head, and those of a beginning that sequences have in common (a persona, examples) once for all of them in the block.
 //!
 //! A *vector* here is one row's query of one head. What a vector becomes depends on nothing else in its block: each
 //! score is summed along the head in order, each output along the keys in order, chunk by chunk. A key that one vector
@@ -84,7 +84,6 @@ pub(crate) struct Chunk {
 pub(crate) type Step = unsafe fn(&mut Block, &Chunk);
 
 /// Chunks that some rows of a block go through together.
-#[derive(Clone, Debug)]
 struct Stretch {
     rows: Range<usize>,
     kv_head: usize,
@@ -195,7 +194,7 @@ impl<'a> Job<'a> {
 
     /// Takes rows through the chunks of a stretch; `next` is the one after it.
     fn compute(&self, block: &mut Block, step: Step, stretch: &Stretch, next: Option<&Stretch>) {
-        let Stretch { rows, kv_head, chunks, after, is_last } = stretch.clone();
+        let Stretch { ref rows, kv_head, ref chunks, after, is_last } = *stretch;
         let (head_dim, num_vectors) = (self.shape.head_dim, rows.len() * self.group);
         assert!(num_vectors <= VECTORS && head_dim <= HEAD_DIM_MAX, "a block of {num_vectors} x {head_dim}");
         (block.num_vectors, block.head_dim, block.scale) = (num_vectors, head_dim, self.args.scale);
@@ -209,6 +208,10 @@ impl<'a> Job<'a> {
         self.begin(block, rows.start, kv_head, after.is_none());
         let Some((last, seen)) = self.seen(rows.clone()) else { return };
         let mut scratch = self.scratch();
+        if let Some(next) = next {
+            // What so few chunks leave no time to ask for.
+            self.ask(next, 0..AHEAD.saturating_sub(chunks.len()));
+        }
         for index in chunks.clone() {
             match (index + AHEAD).checked_sub(chunks.end) {
                 None => self.ask(stretch, index + AHEAD - chunks.start..index + AHEAD - chunks.start + 1),
@@ -300,7 +303,7 @@ impl<'a> Job<'a> {
         self.prefetch(&stretch.rows, stretch.kv_head, chunks);
     }
 
-    /// Asks for the keys and values of some chunks, as far as rows of one sequence see them.
+    /// Asks for the keys and values of some chunks, as far as rows see them that have these chunks in common.
     pub(super) fn prefetch(&self, rows: &Range<usize>, kv_head: usize, chunks: Range<usize>) {
         let Some((last, seen)) = self.seen(rows.clone()) else { return };
         let positions = seen.start.max(chunks.start * CHUNK)..seen.end.min(chunks.end * CHUNK);
@@ -313,5 +316,36 @@ impl<'a> Job<'a> {
     pub(super) fn first_element(&self, first_row: usize, kv_head: usize, vector: usize) -> usize {
         let (row, head) = (first_row + vector / self.group, kv_head * self.group + vector % self.group);
         (row * self.args.heads + head) * self.shape.head_dim
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Table;
+    use crate::{Isa, KvBuffer, KvDType, KvShape};
+
+    /// What sequences see of 16 positions a block: rows and chunks of each stretch, and whether it is the last of its rows.
+    fn stretches(tables: &[(&[u32], usize)]) -> Vec<(Range<usize>, Range<usize>, bool)> {
+        let shape = KvShape { block_tokens: 16, kv_heads: 1, head_dim: 2 };
+        let (k, v) = (KvBuffer::keys(KvDType::F32, shape, 100), KvBuffer::values(KvDType::F32, shape, 100));
+        let rows: Vec<AttentionRow<'_>> =
+            tables.iter().map(|&(blocks, end)| AttentionRow { blocks, start: 0, end }).collect();
+        let (q, mut out) = (vec![0.0; 2 * rows.len()], vec![0.0; 2 * rows.len()]);
+        let args = Attention { q: &q, k: &k, v: &v, heads: 1, scale: 1.0, rows: &rows };
+        let job = Job::new(Table::of(Isa::Scalar), args, &mut out);
+        job.stretches(0..rows.len(), 0).map(|stretch| (stretch.rows, stretch.chunks, stretch.is_last)).collect()
+    }
+
+    #[test]
+    fn sequences_that_begin_alike_go_through_that_together() {
+        let [a, b, c] = [[0, 1, 2, 3, 4, 10], [0, 1, 2, 3, 5, 11], [0, 1, 2, 12, 13, 14]];
+        // The third has too little in common: a chunk.
+        let found = stretches(&[(&a, 90), (&b, 64), (&c, 96)]);
+        assert_eq!(found, [(0..2, 0..2, false), (0..1, 2..3, true), (1..2, 2..2, true), (2..3, 0..3, true)]);
+        // Two rows of one sequence are one run; a row sees only part of what tables have in common.
+        let found = stretches(&[(&a, 89), (&a, 90), (&b, 63)]);
+        assert_eq!(found, [(0..2, 0..3, true), (2..3, 0..2, true)]);
+        assert_eq!(stretches(&[(&a, 0), (&b, 64)]), [(0..1, 0..0, true), (1..2, 0..2, true)]);
     }
 }

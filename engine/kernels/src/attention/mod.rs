@@ -1,7 +1,7 @@
 //! Attention of ragged rows over a paged KV cache.
 //!
 //! Keys are visited in chunks of [`CHUNK`] at fixed absolute positions, with an online softmax: each chunk, in tile registers each
-//! two, rescales what came before by `exp(old max - new max)`. A row's result depends on its own query, keys and values and on
+//! two, rescales what came before by `exp(old max - new max)`, with AVX-512 by a power of two of scores in base two. A row's result depends on its own query, keys and values and on
 //! nothing else: not on the block size, the block numbers, or which other rows and heads are computed with it. How keys
 //! and values are stored is `kv.rs`.
 

@@ -15,6 +15,7 @@ use super::blocked::Chunk;
 use super::kv::{FLOATS, Float};
 use super::{CHUNK, HALF, Job};
 use crate::Buffer;
+use crate::across::by_lane;
 use crate::bf16::{interleaved, rounded};
 use crate::elementwise::avx512::exp2_or_zero;
 use crate::tiles::{Configured, LINE, ROWS};
@@ -343,8 +344,9 @@ impl Room {
             let mut weights = [_mm512_setzero_ps(); V];
             if sees {
                 let max = _mm512_set1_ps(highest[i]);
-                weights =
-                    registers::<V>(&self.scores.0[i]).map(|scores| exp2_or_zero(_mm512_fmsub_ps(scores, scale, max)));
+                // Multiplied first, so that the highest score has a weight of exactly 1.
+                weights = registers::<V>(&self.scores.0[i])
+                    .map(|scores| exp2_or_zero(_mm512_sub_ps(_mm512_mul_ps(scores, scale), max)));
                 *part = combined(weights, |a, b| _mm512_add_ps(a, b));
             }
             for (square, [low, high]) in self.weights.0.iter_mut().zip(weights.as_chunks().0) {
@@ -413,27 +415,6 @@ fn combined<const V: usize>(vectors: [__m512; V], combine: impl Fn(__m512, __m51
     chunks.reduce(&combine).expect("a step has a chunk")
 }
 
-/// Combines the elements of each vector: lane `i` holds those of vector `i`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-#[inline]
-fn by_lane(vectors: [__m512; ROWS], combine: impl Fn(__m512, __m512) -> __m512) -> __m512 {
-    // Neighbours share the lanes of a vector, then fours, then eights, then all.
-    let twos: [__m512; ROWS / 2] = std::array::from_fn(|i| {
-        let (a, b) = (vectors[2 * i], vectors[2 * i + 1]);
-        combine(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b))
-    });
-    let fours: [__m512; ROWS / 4] = std::array::from_fn(|i| {
-        let (a, b) = (_mm512_castps_pd(twos[2 * i]), _mm512_castps_pd(twos[2 * i + 1]));
-        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
-        combine(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
-    });
-    let quarters = |a, b| {
-        let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-        combine(even, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
-    };
-    quarters(quarters(fours[0], fours[1]), quarters(fours[2], fours[3]))
-}
-
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 #[inline]
 fn from_array(x: &[f32; LANES]) -> __m512 {
@@ -448,34 +429,4 @@ fn to_array(x: __m512) -> [f32; LANES] {
     // SAFETY: 16 floats have room for a vector; the store is unaligned.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) };
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Isa;
-    use crate::samples::Random;
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-    fn largest_and_sums(vectors: &[[f32; LANES]; ROWS]) -> [[f32; ROWS]; 2] {
-        let vectors: [__m512; ROWS] = std::array::from_fn(|i| from_array(&vectors[i]));
-        let largest = by_lane(vectors, |a, b| _mm512_max_ps(a, b));
-        [largest, by_lane(vectors, |a, b| _mm512_add_ps(a, b))].map(|lanes| to_array(lanes))
-    }
-
-    #[test]
-    fn a_lane_combines_a_vector() {
-        if !Isa::Avx512.is_available() {
-            println!("skipped: no AVX-512");
-            return;
-        }
-        let mut random = Random(31);
-        let vectors: [[f32; LANES]; ROWS] = std::array::from_fn(|_| random.floats(LANES).try_into().unwrap());
-        // SAFETY: AVX-512 is available.
-        let [largest, sums] = unsafe { largest_and_sums(&vectors) };
-        for (i, vector) in vectors.iter().enumerate() {
-            assert_eq!(largest[i], vector.iter().copied().fold(f32::NEG_INFINITY, f32::max), "vector {i}");
-            assert!((sums[i] - vector.iter().sum::<f32>()).abs() < 1e-5, "vector {i}");
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! Products of rounded activations with packed weights: weights are decoded to bf16 group by group, for all rows at once. Gate and up of
+//! Products of rounded activations with packed weights: weights are decoded to bf16 group by group, once for all rows. Gate and up of
 //! a feed-forward block go on to the rounded input of the next product, so that floats of the block's width are never written.
 //!
 //! An output starts at zero, or at what it held where the product is added, then takes its inputs as `bf16/mod.rs` says, then the
@@ -26,7 +26,7 @@ const MIN_TASK: usize = 1 << 17;
 const TASKS_PER_THREAD: usize = 3;
 /// Most groups of weights that are decoded before they are multiplied: their lines take 384 KiB of a second-level cache.
 const TOGETHER: usize = 4;
-/// Pairs of activations that stay in a second-level cache from one group of weights to the next.
+/// Pairs of activations, 1 MiB, that stay in a second-level cache from one group of weights to the next.
 const X_PAIRS: usize = 1 << 18;
 /// Sums of a block of rows and a group of outputs.
 const TILE: usize = BLOCK_ROWS * GROUP;

@@ -3,7 +3,7 @@
 //! `bench` and `perplexity` measure the model itself, so nothing is queued, shared, streamed or taken from a cache here.
 
 use anyhow::{Context, ensure};
-use bespoke_model::{KvCache, KvDType, LoadOptions, Model, ModelSource, Step, StepRow, Workspace};
+use bespoke_model::{KvCache, KvDType, LoadOptions, Model, ModelSource, Step, StepRow, Workspace, argmax};
 
 /// The number of tokens of a KV block, as in the engine.
 const BLOCK_TOKENS: usize = 16;
@@ -116,7 +116,7 @@ impl Lanes {
         }
         self.forward(tokens.len())?;
         for (token, logits) in tokens.iter_mut().zip(self.workspace.logits()) {
-            *token = argmax(logits);
+            *token = argmax(logits) as u32;
         }
         Ok(())
     }
@@ -132,20 +132,6 @@ impl Lanes {
         let step = Step { rows: &self.rows, num_answer_rows, block_tables: &tables };
         Ok(self.model.forward(&step, &mut self.cache, &mut self.workspace)?)
     }
-}
-
-/// Returns the first of the greatest logits. Two passes, of which the compiler vectorizes the first: a sampler in one pass
-/// would take a tenth of a step of a small model.
-fn argmax(logits: &[f32]) -> u32 {
-    const LANES: usize = 16;
-    let mut best = [f32::NEG_INFINITY; LANES];
-    for chunk in logits.chunks(LANES) {
-        for (best, &logit) in best.iter_mut().zip(chunk) {
-            *best = if logit > *best { logit } else { *best };
-        }
-    }
-    let max = best.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
@@ -178,7 +164,7 @@ mod tests {
         let (mut alone, mut together) = (lanes(), lanes());
         let prompt = [20, 21, 22];
         let mut next = 0;
-        alone.feed(0, &prompt, 2, |_, logits| next = argmax(logits)).unwrap();
+        alone.feed(0, &prompt, 2, |_, logits| next = argmax(logits) as u32).unwrap();
         let mut tokens = [30, 20];
         for token in [21, 22] {
             together.decode(&mut tokens).unwrap();
@@ -187,15 +173,7 @@ mod tests {
         together.decode(&mut tokens).unwrap();
         assert_eq!(tokens[1], next);
         together.clear();
-        together.feed(1, &prompt, 2, |_, logits| assert_eq!(argmax(logits), next)).unwrap();
-    }
-
-    #[test]
-    fn the_most_likely_is_the_first_of_equals() {
-        let mut logits = vec![0.0; 100];
-        (logits[40], logits[77], logits[3]) = (2.0, 2.0, f32::NAN);
-        assert_eq!(argmax(&logits), 40);
-        assert_eq!(argmax(&[f32::NAN; 3]), 0);
+        together.feed(1, &prompt, 2, |_, logits| assert_eq!(argmax(logits) as u32, next)).unwrap();
     }
 
     #[test]

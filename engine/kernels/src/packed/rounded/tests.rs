@@ -88,6 +88,39 @@ proptest! {
     }
 }
 
+/// Activations that leave a second-level cache: some groups are computed together, also of different products.
+#[test]
+fn groups_together_have_the_bits_of_groups_apart() {
+    let (n, cols, few) = (260, 2048, 130);
+    assert!(n * cols / 2 > X_PAIRS && few * cols / 2 <= X_PAIRS);
+    let mut random = Random(11);
+    let weights = [161, 70, 100, 161].map(|rows| pack(&random.matrix(crate::DType::Q4_1, rows, cols)));
+    assert!(weights[..3].iter().map(|w| w.rows().div_ceil(GROUP)).sum::<usize>() >= TOGETHER * TASKS_PER_THREAD);
+    let x = random.floats(n * cols);
+    for isa in available_isas() {
+        let kernels = Kernels::with_isa(isa, 1).unwrap();
+        let compute = |x: &[f32]| {
+            let (rows, mut rounded, mut gated) = (x.len() / cols, Rounded::new(), Rounded::new());
+            kernels.round(x, rows, &mut rounded);
+            let mut outs = [0, 1, 2].map(|i| vec![0.5; rows * weights[i].rows()]);
+            let bias = vec![0.25; 70];
+            let mut products = weights.iter().zip(&mut outs).map(|(weight, out)| PackedProduct::new(weight, out));
+            let mut products: [PackedProduct<'_>; 3] = std::array::from_fn(|_| products.next().unwrap());
+            (products[0].accumulate, products[1].bias) = (true, Some(&bias[..]));
+            kernels.matmul_packed_bf16(&rounded, &mut products);
+            kernels.matmul_packed_gated_bf16(&rounded, [&weights[0], &weights[3]], &mut gated);
+            let gated: Vec<u32> = (0..rows).flat_map(|row| gated.row(row).collect::<Vec<_>>()).collect();
+            let [a, b, c] = outs.map(|out| bits(&out));
+            [a, b, c, gated]
+        };
+        let (together, apart) = (compute(&x), x.chunks(few * cols).map(compute).collect::<Vec<_>>());
+        for (i, together) in together.iter().enumerate() {
+            let apart: Vec<u32> = apart.iter().flat_map(|parts| parts[i].clone()).collect();
+            assert!(*together == apart, "product {i} on {isa}");
+        }
+    }
+}
+
 #[test]
 fn a_row_has_the_same_bits_alone_in_any_batch_and_beside_other_products() {
     let mut random = Random(5);

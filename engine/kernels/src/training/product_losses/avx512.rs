@@ -15,17 +15,15 @@ pub(super) fn exponentials(
 ) {
     let rows = tile.as_chunks::<GROUP>().0.iter().zip(shifts).zip(lanes);
     for (((row, shift), lanes), line) in rows.zip(out.as_chunks_mut::<{ GROUP / 2 }>().0) {
-        // In base two.
-        let to_base = _mm512_set1_ps(std::f32::consts::LOG2_E);
-        let shift = _mm512_mul_ps(_mm512_set1_ps(*shift), to_base);
+        let (shift, to_base) = (_mm512_set1_ps(*shift), _mm512_set1_ps(std::f32::consts::LOG2_E));
         // SAFETY: a row is two vectors; lanes are one each, and so is a line.
         unsafe {
             let low = _mm512_loadu_ps(row.as_ptr());
             let high = _mm512_loadu_ps(row.as_ptr().add(LANES));
             let highest = _mm512_load_ps(lanes.highest.as_ptr());
             _mm512_store_ps(lanes.highest.as_mut_ptr(), _mm512_max_ps(_mm512_max_ps(low, high), highest));
-            let low = exp2_or_zero(_mm512_fmsub_ps(low, to_base, shift));
-            let high = exp2_or_zero(_mm512_fmsub_ps(high, to_base, shift));
+            let low = exp2_or_zero(_mm512_mul_ps(_mm512_sub_ps(low, shift), to_base));
+            let high = exp2_or_zero(_mm512_mul_ps(_mm512_sub_ps(high, shift), to_base));
             let sums = _mm512_load_ps(lanes.sums.as_ptr());
             _mm512_store_ps(lanes.sums.as_mut_ptr(), _mm512_add_ps(sums, _mm512_add_ps(low, high)));
             _mm512_storeu_si512(line.as_mut_ptr().cast(), rounded(low, high));
