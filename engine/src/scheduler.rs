@@ -82,8 +82,8 @@ const DECODING_TOKENS: usize = 3;
 pub(crate) const PROMPT_TOKENS_MIN: usize = 16;
 /// The tokens that prompts take where nothing decodes, however slow that is: with fewer the weights are decoded too often.
 const PROMPT_TOKENS_ALONE: usize = 256;
-/// Where no more sequences decode for each that reads its prompt or waits for another to do so, it is a *burst*: prompts take whole steps, since one
-/// long wait of the few costs less than many short waits of all.
+/// Where no more sequences decode for each that reads its prompt, or waits for another to do so, it is a *burst*: prompts take whole
+/// steps, since one long wait of the few costs less than many short waits of all.
 const DECODING_PER_READING: usize = 2;
 /// The most whole steps of a burst. It begins where these are enough for what is left of the prompts.
 const BURST_STEPS: usize = 2;
@@ -248,9 +248,12 @@ impl Scheduler {
                 place += 1;
                 continue;
             }
+            if self.sibling_computes(entry) {
+                (place, num_following) = (place + 1, num_following + 1);
+                continue;
+            }
             let shared = entry.cached_blocks(&self.pool);
-            let computes_beginning = |other: &Entry| other.computes_beginning_of(entry, shared.len());
-            if self.sibling_computes(entry) || self.running.iter().any(computes_beginning) {
+            if self.running.iter().any(|other| other.computes_beginning_of(entry, shared.len())) {
                 (place, num_following) = (place + 1, num_following + 1);
                 continue;
             }
@@ -309,16 +312,17 @@ impl Scheduler {
         }
         let (mut num_reading, mut unread) = (num_following, 0);
         for entry in self.running.iter().filter(|entry| !entry.parked && !entry.decodes()) {
-            (num_reading, unread) = (num_reading + 1, unread + entry.prompt_chunk(usize::MAX, usize::MAX));
+            (num_reading, unread) = (num_reading + 1, unread + entry.num_unread());
         }
-        let since = self.turn - self.burst;
-        let may_begin = since >= BURST_TURNS && unread <= BURST_STEPS * prompt_tokens.min(self.budget.step_tokens_max);
-        if num_decoding <= DECODING_PER_READING * num_reading && (may_begin || since < BURST_STEPS as i64) {
-            self.burst = if may_begin { self.turn } else { self.burst };
-            return prompt_tokens;
+        let beside = PROMPT_TOKENS_MAX.saturating_sub(DECODING_TOKENS * num_decoding).max(PROMPT_TOKENS_MIN);
+        if unread <= beside || num_decoding > DECODING_PER_READING * num_reading {
+            return beside.min(prompt_tokens);
         }
-        let beside = PROMPT_TOKENS_MAX.saturating_sub(DECODING_TOKENS * num_decoding);
-        prompt_tokens.min(beside.max(PROMPT_TOKENS_MIN))
+        let may_begin = self.turn - self.burst >= BURST_TURNS;
+        if may_begin && unread <= BURST_STEPS * prompt_tokens.min(self.budget.step_tokens_max) {
+            self.burst = self.turn;
+        }
+        if self.turn - self.burst < BURST_STEPS as i64 { prompt_tokens } else { beside.min(prompt_tokens) }
     }
 
     fn plan_prompts(&mut self, chunks: &mut Vec<Chunk>, prompt_tokens: usize) {

@@ -82,13 +82,16 @@ impl Entry {
         self.num_computed < self.num_prompt
     }
 
-    /// Returns how many of the known tokens the next chunk can have within the bounds: where answers are computed in another way,
-    /// of the prompt or after it, not both.
-    pub(super) fn prompt_chunk(&self, tokens_left: usize, logits_left: usize) -> usize {
-        let wanted_from = self.num_computed.max(self.logits_from);
+    /// How many of the known tokens one chunk could have: where answers are computed in another way, of the prompt or after it, not both.
+    pub(super) fn num_unread(&self) -> usize {
         let known = if self.is_in_prompt() { self.tokens.len().min(self.num_shareable) } else { self.tokens.len() };
-        let end = known.min(self.num_computed + tokens_left).min(wanted_from + logits_left);
-        end.saturating_sub(self.num_computed)
+        known.saturating_sub(self.num_computed)
+    }
+
+    /// How many of them the next chunk can have within the bounds.
+    pub(super) fn prompt_chunk(&self, tokens_left: usize, logits_left: usize) -> usize {
+        let without_logits = self.logits_from.saturating_sub(self.num_computed);
+        self.num_unread().min(tokens_left).min(without_logits + logits_left)
     }
 
     /// Finds the blocks of the beginning that the prefix cache has and this sequence can use: at least one token is left to
