@@ -1,5 +1,6 @@
 //! The meaning of the elementwise kernels. `add`, `rotate`, `rms_scale`, `layer_norm` and `gelu` are compiled again, from here,
-//! for every instruction set: they neither reassociate nor fuse, so the compiler vectorises them without changing a bit.
+//! for every instruction set (`rotate` of interleaved pairs not for AVX-512): they neither reassociate nor fuse, so the compiler
+//! vectorises them without changing a bit.
 
 use half::f16;
 
